@@ -1,0 +1,141 @@
+"""
+Everything a developer runs, with nothing but Python and pip: ``python3 dev.py COMMAND``.
+
+    demo [ARGS]     show a job that is killed without memguard and finishes with it
+    test [ARGS]     the quick suite (arguments go to pytest)
+    check           lint, types, import layers
+    ci              check and test, with the seconds of each step
+    accept [PART]   the long suite, whole or one part; prints a table
+
+Makes ``.venv`` once; set it aside to start over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+VENV = HERE / ".venv"
+PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+OLDEST = (3, 11)
+
+ACCEPT: dict[str, list[str]] = {}
+
+
+def run(*command: str | Path) -> int:
+    """Run *command* here; return its exit status."""
+    return subprocess.run([str(part) for part in command], cwd=HERE, check=False).returncode
+
+
+def must(*command: str | Path) -> None:
+    """Run *command* here; stop with its exit status if it fails."""
+    code = run(*command)
+    if code:
+        raise SystemExit(code)
+
+
+def python(*arguments: str) -> list[str | Path]:
+    """Return the command that runs the environment's Python."""
+    return [PYTHON, *arguments]
+
+
+def make_venv() -> None:
+    """
+    Make an empty environment.
+
+    Debian's Python may lack ensurepip: then the environment has no pip of its own, and the host's pip
+    installs into it (``pip --python``, pip 22.3 or newer).
+    """
+    shutil.rmtree(VENV, ignore_errors=True)
+    if run(sys.executable, "-m", "venv", "--without-pip", VENV):
+        raise SystemExit("dev.py: this Python cannot make an environment: its venv module fails")
+
+
+def requirements() -> list[str]:
+    """Return what beside the library an environment holds: the tests' extra and the tools of `check`."""
+    import tomllib
+
+    groups = tomllib.loads((HERE / "pyproject.toml").read_text())["dependency-groups"]
+    return list(groups["check"])
+
+
+def set_up() -> None:
+    """Make or refresh the environment if pyproject.toml or the interpreter changed."""
+    stamp = VENV / "memguard-dev"
+    text = (HERE / "pyproject.toml").read_bytes() + sys.version.encode()
+    wanted = hashlib.sha256(text).hexdigest()
+    if PYTHON.exists() and stamp.exists() and stamp.read_text() == wanted:
+        return
+    make_venv()
+    install: list[str | Path] = [sys.executable, "-m", "pip", "--python", PYTHON, "install", "--quiet"]
+    must(*install, "--no-input", "--editable", f"{HERE}[test]", *requirements())
+    stamp.write_text(wanted)
+
+
+LAYERS = "from importlinter.cli import lint_imports_command as lint; lint()"
+CHECKS = {
+    "format": ["-m", "ruff", "format", "--check", "."],
+    "lint": ["-m", "ruff", "check", "."],
+    "types": ["-m", "mypy"],
+    "layers": ["-c", LAYERS],
+}
+
+
+def steps(table: dict[str, list[str]]) -> int:
+    """Run each step of *table*, print its seconds, and return how many failed."""
+    seconds: list[tuple[str, float, int]] = []
+    for name, arguments in table.items():
+        print(f"--- {name}", flush=True)
+        began = time.monotonic()
+        code = run(*python(*arguments))
+        seconds.append((name, time.monotonic() - began, code))
+    print("\nstep             seconds  result")
+    for name, took, code in seconds:
+        print(f"{name:<16} {took:7.1f}  {'ok' if code == 0 else f'failed with {code}'}")
+    return sum(code != 0 for _, _, code in seconds)
+
+
+def ci() -> int:
+    """Run what decides a landing."""
+    began = time.monotonic()
+    set_up()
+    print(f"set up in {time.monotonic() - began:.1f} s", flush=True)
+    return steps({**CHECKS, "test": ["-m", "pytest", "-q"]})
+
+
+def accept(parts: list[str]) -> int:
+    """Run the long suite, or the *parts* of it."""
+    unknown = set(parts) - set(ACCEPT)
+    if unknown:
+        raise SystemExit(f"dev.py: no part {sorted(unknown)}; there are {', '.join(ACCEPT)}")
+    return steps({part: ACCEPT[part] for part in parts or ACCEPT})
+
+
+def main() -> int:
+    """Read the command line and do it."""
+    if sys.version_info < OLDEST:
+        raise SystemExit(f"dev.py: memguard needs Python 3.11 or newer, this is {sys.version.split()[0]}")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("command", choices=["demo", "test", "check", "ci", "accept"])
+    options, rest = parser.parse_known_args()
+    if options.command == "ci":
+        return ci()
+    set_up()
+    if options.command == "check":
+        return steps(CHECKS)
+    if options.command == "accept":
+        return accept(rest)
+    if options.command == "demo":
+        return run(*python("-m", "memguard", "demo", *rest))
+    return run(*python("-m", "pytest", *rest))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
