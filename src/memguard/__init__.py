@@ -11,27 +11,101 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from memguard.breaker import BreakerChange as BreakerChange
+    from memguard.breaker import BreakerMode as BreakerMode
+    from memguard.breaker import BreakerStatistics as BreakerStatistics
+    from memguard.breaker import MemoryCircuitBreaker as MemoryCircuitBreaker
+    from memguard.breaker import Reservation as Reservation
+    from memguard.breaker import configure as configure
+    from memguard.breaker import default_breaker as default_breaker
+    from memguard.breaker import guard as guard
+    from memguard.errors import ChunksRefusedError as ChunksRefusedError
     from memguard.errors import MemguardError as MemguardError
+    from memguard.errors import MemoryCircuitBreakerError as MemoryCircuitBreakerError
     from memguard.errors import SamplingError as SamplingError
+    from memguard.relief import ReliefReport as ReliefReport
+    from memguard.relief import ReliefStep as ReliefStep
+    from memguard.relief import release_memory as release_memory
     from memguard.sampling import PeakMeasurement as PeakMeasurement
     from memguard.sampling import measure_peak as measure_peak
     from memguard.sampling import memory_limit as memory_limit
     from memguard.sampling import memory_usage as memory_usage
+    from memguard.signals import Signal as Signal
+    from memguard.streams import ChunkReport as ChunkReport
+    from memguard.streams import LoopPacer as LoopPacer
+    from memguard.streams import achunked as achunked
+    from memguard.streams import aprocess_in_chunks as aprocess_in_chunks
+    from memguard.streams import chunked as chunked
+    from memguard.streams import process_in_chunks as process_in_chunks
+    from memguard.streams import yield_to_loop as yield_to_loop
     from memguard.units import ByteSize as ByteSize
     from memguard.units import Threshold as Threshold
     from memguard.units import format_bytes as format_bytes
     from memguard.units import parse_bytes as parse_bytes
+    from memguard.values import UNGUARDED as UNGUARDED
+    from memguard.values import Gate as Gate
+    from memguard.values import Hold as Hold
+    from memguard.values import Level as Level
     from memguard.values import MemoryLimit as MemoryLimit
     from memguard.values import MemoryUsage as MemoryUsage
+    from memguard.values import Progress as Progress
 
 __version__ = "0.1.0"
 
 # Where each public name lives. A test holds this table against the imports above.
 _HOMES = {
-    "memguard.errors": ("MemguardError", "SamplingError"),
-    "memguard.sampling": ("PeakMeasurement", "measure_peak", "memory_limit", "memory_usage"),
-    "memguard.units": ("ByteSize", "Threshold", "format_bytes", "parse_bytes"),
-    "memguard.values": ("MemoryLimit", "MemoryUsage"),
+    "memguard.breaker": (
+        "BreakerChange",
+        "BreakerMode",
+        "BreakerStatistics",
+        "MemoryCircuitBreaker",
+        "Reservation",
+        "configure",
+        "default_breaker",
+        "guard",
+    ),
+    "memguard.errors": (
+        "ChunksRefusedError",
+        "MemguardError",
+        "MemoryCircuitBreakerError",
+        "SamplingError",
+    ),
+    "memguard.relief": (
+        "ReliefReport",
+        "ReliefStep",
+        "release_memory",
+    ),
+    "memguard.sampling": (
+        "PeakMeasurement",
+        "measure_peak",
+        "memory_limit",
+        "memory_usage",
+    ),
+    "memguard.signals": ("Signal",),
+    "memguard.streams": (
+        "ChunkReport",
+        "LoopPacer",
+        "achunked",
+        "aprocess_in_chunks",
+        "chunked",
+        "process_in_chunks",
+        "yield_to_loop",
+    ),
+    "memguard.units": (
+        "ByteSize",
+        "Threshold",
+        "format_bytes",
+        "parse_bytes",
+    ),
+    "memguard.values": (
+        "UNGUARDED",
+        "Gate",
+        "Hold",
+        "Level",
+        "MemoryLimit",
+        "MemoryUsage",
+        "Progress",
+    ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

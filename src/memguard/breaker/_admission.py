@@ -1,0 +1,435 @@
+"""
+Who gets bytes, and who waits: first come, first served, threads and tasks in one line.
+
+Bytes are booked for a waiter before it is woken, so nobody can overtake it. A waiter that gives up after that gives
+them back. The head of the line takes readings while it waits; the others sleep until they are the head.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from memguard.breaker._core import Core, seconds_left
+from memguard.errors import MemoryCircuitBreakerError
+from memguard.policy import Ledger, State
+from memguard.relief import Relief, held_free_bytes
+from memguard.sampling import Sampler
+from memguard.values import MemoryUsage
+
+_LONGEST_POLL_SECONDS = 0.25
+_REUSE_FRACTION = 0.95
+
+
+@dataclass(slots=True)
+class Grant:
+    """Bytes booked in a ledger, and perhaps a place on the ramp."""
+
+    nbytes: int
+    ledger: Ledger
+    on_ramp: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    nbytes: int
+    wake: Callable[[], object]
+    nested: bool
+    grant: Grant | None = field(default=None)
+
+
+class Admission:
+    """Books bytes in the core's ledger, and keeps the waiting line."""
+
+    def __init__(self, core: Core, relief: Relief) -> None:
+        self._core = core
+        self.relief = relief
+        self.admitted = 0
+        self.refused = 0
+        # Reservations that were dropped without being left: a finalizer may run inside any locked part, so it only
+        # puts them here.
+        self.dropped: deque[Grant] = deque()
+        self.forget_threads()
+
+    def forget_threads(self) -> None:
+        """Begin anew without what other threads held."""
+        self._line: deque[_Waiter] = deque()
+        self._on_ramp = 0
+        self._reliever: threading.Thread | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Callers in line."""
+        return len(self._line)
+
+    @property
+    def enforcing(self) -> bool:
+        """Whether anything is refused at all."""
+        return self._core.config.mode == "enforce"
+
+    def allows(self, nbytes: int) -> bool:
+        """Tell whether *nbytes* would be booked now."""
+        self._core.current()
+        with self._core.lock:
+            return not self.enforcing or (not self._line and self._fits(nbytes))
+
+    # ----- entering
+
+    def enter(self, nbytes: int, timeout: float | None, *, nested: bool = False) -> Grant:
+        """
+        Book *nbytes*, waiting up to *timeout* seconds in this thread; None waits for ever.
+
+        Raises:
+            MemoryCircuitBreakerError: There was no room in time, or there can never be.
+        """
+        grant = self._at_once(nbytes, nested)
+        if grant is not None:
+            return grant
+        if in_event_loop():
+            self.relieve_aside()
+        elif not self._line and self.relief.attempt(self._read_used):
+            grant = self._after_reading(nbytes, nested)
+        grant = grant or self._reuse(nbytes)
+        if grant is not None:
+            return grant
+        if timeout == 0:
+            raise self._refusal(nbytes)
+        return self._wait(nbytes, timeout, nested)
+
+    async def aenter(self, nbytes: int, timeout: float | None, *, nested: bool = False) -> Grant:
+        """Book *nbytes* as :meth:`enter` does, without blocking the event loop."""
+        grant = self._at_once(nbytes, nested)
+        if grant is not None:
+            return grant
+        if not self._line and self.relief.due:
+            await self._relieved()
+            grant = self._after_reading(nbytes, nested)
+        grant = grant or self._reuse(nbytes)
+        if grant is not None:
+            return grant
+        if timeout == 0:
+            raise self._refusal(nbytes)
+        return await self._await(nbytes, timeout, nested)
+
+    def _at_once(self, nbytes: int, nested: bool) -> Grant | None:
+        usage = self._core.current()
+        grant = self._try(nbytes, nested) or self._after_reading(nbytes, nested)
+        if grant is None and self._core.lines is not None and nbytes > self._core.lines.open:
+            raise self._refusal(nbytes, usage)
+        return grant
+
+    def _after_reading(self, nbytes: int, nested: bool) -> Grant | None:
+        self._core.refresh()
+        self._serve()
+        return self._try(nbytes, nested)
+
+    def _try(self, nbytes: int, nested: bool) -> Grant | None:
+        with self._core.lock:
+            if self.enforcing and ((self._line and not nested) or not self._fits(nbytes, nested)):
+                return None
+            return self._book(nbytes)
+
+    # ----- under the lock
+
+    def _fits(self, nbytes: int, nested: bool = False) -> bool:
+        core = self._core
+        circuit = core.circuit
+        if circuit.state is State.OPEN:
+            return False
+        if circuit.state is State.HALF_OPEN and self._on_ramp >= circuit.permits and not nested:
+            return False
+        if nbytes == 0:
+            return True
+        assert core.usage is not None
+        assert core.lines is not None
+        return core.ledger.fits(nbytes, core.usage.used_bytes, core.lines.open)
+
+    def _book(self, nbytes: int) -> Grant:
+        if self.enforcing is False and not self._fits(nbytes):
+            self.refused += 1
+        self._free_dropped()
+        on_ramp = self._core.circuit.state is not State.CLOSED
+        self._on_ramp += on_ramp
+        self._core.ledger.book(nbytes)
+        self.admitted += 1
+        return Grant(nbytes, self._core.ledger, on_ramp)
+
+    def _free(self, grant: Grant) -> None:
+        # A grant from before a fork belongs to the parent's ledger.
+        if grant.ledger is self._core.ledger:
+            grant.ledger.free(grant.nbytes)
+            self._on_ramp -= grant.on_ramp
+        grant.nbytes, grant.on_ramp = 0, False
+
+    def _free_dropped(self) -> None:
+        while self.dropped:
+            self._free(self.dropped.popleft())
+
+    def nothing(self) -> Grant:
+        """Return a grant of no bytes, for what another one covers."""
+        return Grant(0, self._core.ledger)
+
+    # ----- leaving
+
+    def leave(self, grant: Grant) -> None:
+        """Give back what *grant* booked, and see who can go on."""
+        with self._core.lock:
+            self._free(grant)
+        if self._line:
+            # What was given back is often still in the last reading.
+            self._core.refresh()
+            self._serve()
+
+    def grow(self, grant: Grant, nbytes: int) -> None:
+        """
+        Book *nbytes* more on *grant*, without waiting.
+
+        Raises:
+            MemoryCircuitBreakerError: They do not fit.
+        """
+        more = self._try(nbytes, nested=True) or self._after_reading(nbytes, nested=True)
+        if more is None:
+            raise self._refusal(nbytes)
+        with self._core.lock:
+            # Grown by the bytes alone: the place on the ramp is held already.
+            self._on_ramp -= more.on_ramp
+            grant.nbytes += more.nbytes
+
+    def shrink(self, grant: Grant, nbytes: int) -> None:
+        """Give *nbytes* of *grant* back."""
+        with self._core.lock:
+            part = Grant(min(nbytes, grant.nbytes), grant.ledger)
+            grant.nbytes -= part.nbytes
+        self.leave(part)
+
+    # ----- waiting
+
+    def _serve(self) -> None:
+        """Admit from the head of the line as far as there is room; wake whoever is concerned."""
+        woken: list[_Waiter] = []
+        with self._core.lock:
+            self._free_dropped()
+            while self._line and (not self.enforcing or self._fits(self._line[0].nbytes, self._line[0].nested)):
+                waiter = self._line.popleft()
+                waiter.grant = self._book(waiter.nbytes)
+                woken.append(waiter)
+            if woken and self._line:
+                woken.append(self._line[0])  # the new head begins to look
+        for waiter in woken:
+            self._wake(waiter)
+
+    def _wake(self, waiter: _Waiter) -> None:
+        try:
+            waiter.wake()
+        except RuntimeError:
+            # Its event loop is closed: nobody will ever leave what was booked for it.
+            self._withdraw(waiter)
+
+    def _join(self, waiter: _Waiter) -> None:
+        with self._core.lock:
+            if waiter.nested and not self._fits(waiter.nbytes, nested=True):
+                # Its caller was admitted already, and what it holds comes back only when it can go on.
+                self._line.appendleft(waiter)
+            elif not waiter.nested and (self._line or not self._fits(waiter.nbytes)):
+                self._line.append(waiter)
+            else:
+                waiter.grant = self._book(waiter.nbytes)
+
+    def _withdraw(self, waiter: _Waiter) -> None:
+        """Take *waiter* out of the line; give back what was booked for it meanwhile."""
+        with self._core.lock:
+            if waiter.grant is not None:
+                self._free(waiter.grant)
+                waiter.grant = None
+            elif waiter in self._line:
+                self._line.remove(waiter)
+        # Whoever stood behind may fit, or is the head now and has to look.
+        self._serve()
+        head = self._head()
+        if head is not None:
+            self._wake(head)
+
+    def _head(self) -> _Waiter | None:
+        try:
+            return self._line[0]
+        except IndexError:
+            return None
+
+    def _pause(self, waiter: _Waiter, deadline: float | None) -> float | None:
+        """Return how long *waiter* may sleep; None until it is woken."""
+        left = seconds_left(deadline)
+        if self._head() is not waiter:
+            return left
+        until_stale = max(0.001, self._core.stale_at - self._core.clock())
+        poll = min(_LONGEST_POLL_SECONDS, until_stale)
+        return poll if left is None else min(poll, left)
+
+    def _wait(self, nbytes: int, timeout: float | None, nested: bool) -> Grant:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        event = threading.Event()
+        waiter = _Waiter(nbytes, event.set, nested)
+        self._join(waiter)
+        try:
+            while True:
+                grant = self._taken(waiter)
+                if grant is not None:
+                    return grant
+                if seconds_left(deadline) == 0:
+                    raise self._refusal(nbytes)
+                event.wait(self._pause(waiter, deadline))
+                event.clear()
+                if self._head() is waiter:
+                    self.relief.attempt(self._read_used)
+                    self._look(waiter)
+        except BaseException:
+            self._withdraw(waiter)
+            raise
+
+    async def _await(self, nbytes: int, timeout: float | None, nested: bool) -> Grant:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        loop = asyncio.get_running_loop()
+        event = asyncio.Event()
+        waiter = _Waiter(nbytes, lambda: loop.call_soon_threadsafe(event.set), nested)
+        self._join(waiter)
+        try:
+            while True:
+                grant = self._taken(waiter)
+                if grant is not None:
+                    return grant
+                if seconds_left(deadline) == 0:
+                    raise self._refusal(nbytes)
+                await _wait_for(event, self._pause(waiter, deadline))
+                event.clear()
+                if self._head() is waiter:
+                    self.relieve_aside()
+                    self._look(waiter)
+        except BaseException:
+            self._withdraw(waiter)
+            raise
+
+    def _taken(self, waiter: _Waiter) -> Grant | None:
+        """Take what was booked for *waiter*: from here on it is the caller's to leave."""
+        with self._core.lock:
+            grant, waiter.grant = waiter.grant, None
+            return grant
+
+    def _look(self, waiter: _Waiter) -> None:
+        """As the head of the line: read again, admit who fits, or try what the allocator holds free."""
+        self._core.refresh()
+        self._serve()
+        if self._head() is waiter:
+            grant = self._reuse(waiter.nbytes, head=waiter)
+            if grant is not None:
+                waiter.grant = grant
+
+    # ----- relief
+
+    def relieve(self, sample: Sampler) -> bool:
+        """Run relief in this thread if it may; tell whether a new reading is worth taking."""
+        if in_event_loop():
+            self.relieve_aside()
+            return False
+        return self.relief.attempt(lambda: sample().used_bytes)
+
+    def relieve_aside(self) -> threading.Thread | None:
+        """Run relief in a thread of its own, and a reading after it, if it is due and none is running."""
+        running = self._reliever
+        if running is not None and running.is_alive():
+            return running
+        if not self.relief.due:
+            return None
+        self._reliever = threading.Thread(target=self._relieve_here, name="memguard-relief", daemon=True)
+        self._reliever.start()
+        return self._reliever
+
+    def _relieve_here(self) -> None:
+        if self.relief.attempt(self._read_used):
+            self._core.refresh()
+            self._serve()
+
+    async def _relieved(self) -> None:
+        """Wait for a relief in another thread."""
+        loop = asyncio.get_running_loop()
+        done = asyncio.Event()
+
+        def relieve() -> None:
+            try:
+                self._relieve_here()
+            finally:
+                # A loop that was closed meanwhile has nobody who waits.
+                if not loop.is_closed():
+                    loop.call_soon_threadsafe(done.set)
+
+        threading.Thread(target=relieve, name="memguard-relief", daemon=True).start()
+        await done.wait()
+
+    def _read_used(self) -> int:
+        return self._core.sampler().used_bytes
+
+    def _reuse(self, nbytes: int, *, head: _Waiter | None = None) -> Grant | None:
+        """
+        Admit one caller on memory that the allocator holds free.
+
+        Such pages are not lost: the next allocation takes them. Which thread's arena holds them is not known, so only
+        one caller at a time goes in on them, and only where it would not reach the limit even if it got none.
+        """
+        core = self._core
+        usage, lines = core.usage, core.lines
+        if usage is None or lines is None or self._busy():
+            return None
+        held = held_free_bytes()
+        if not held or usage.used_bytes - min(held, usage.anon_bytes) + nbytes > lines.open:
+            return None
+        if usage.used_bytes + nbytes > usage.limit_bytes * _REUSE_FRACTION:
+            return None
+        with core.lock:
+            if self._busy() or self._line_before(head):
+                return None
+            if head is not None:
+                self._line.popleft()
+            grant = self._book(nbytes)
+            if not grant.on_ramp:
+                grant.on_ramp = True
+                self._on_ramp += 1
+            return grant
+
+    def _busy(self) -> bool:
+        return self._core.ledger.reserved_bytes > 0 or self._on_ramp > 0
+
+    def _line_before(self, head: _Waiter | None) -> bool:
+        return bool(self._line) if head is None else not self._line or self._line[0] is not head
+
+    def _refusal(self, nbytes: int, usage: MemoryUsage | None = None) -> MemoryCircuitBreakerError:
+        core = self._core
+        seen = usage or core.usage or core.current()
+        with core.lock:
+            self.refused += 1
+            reserved = core.ledger.reserved_bytes
+        line = None if core.lines is None else core.lines.open
+        again = core.retry_after() or core.config.check_interval
+        return MemoryCircuitBreakerError(seen, nbytes, reserved, again, line)
+
+    def refusal(self) -> MemoryCircuitBreakerError:
+        """Return the error of a plain check, and count it."""
+        return self._refusal(0)
+
+
+def in_event_loop() -> bool:
+    """Tell whether this thread runs an event loop right now."""
+    return asyncio._get_running_loop() is not None
+
+
+async def _wait_for(event: asyncio.Event, seconds: float | None) -> None:
+    """Wait until *event* is set or *seconds* are over."""
+    if seconds is None:
+        await event.wait()
+        return
+    timer = asyncio.get_running_loop().call_later(seconds, event.set)
+    try:
+        await event.wait()
+    finally:
+        timer.cancel()

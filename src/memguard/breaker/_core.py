@@ -1,0 +1,196 @@
+"""
+Readings and the circuit: what the breaker knows, and when it looks again.
+
+One lock guards the circuit and the ledger. Nothing of others runs under it: no sampler, no listener, no log handler.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from memguard.breaker._config import Config
+from memguard.policy import Circuit, Ledger, LineBytes, State, next_circuit, reading_interval
+from memguard.sampling import Machine, Sampler
+from memguard.signals import Signal
+from memguard.units import format_bytes
+from memguard.values import Level, MemoryUsage
+
+_log = logging.getLogger("memguard")
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerChange:
+    """
+    The circuit's state or the level changed.
+
+    Attributes:
+        before: The state before.
+        after: The state now.
+        level: The level now.
+        usage: The reading that decided.
+    """
+
+    before: State
+    after: State
+    level: Level
+    usage: MemoryUsage
+
+
+class Core:
+    """Readings, lines, circuit and ledger of one breaker."""
+
+    def __init__(self, config: Config, name: str, clock: Callable[[], float]) -> None:
+        self.name = name
+        self.clock = clock
+        self.on_change: Signal[BreakerChange] = Signal(f"{name}.on_change")
+        self.readings = 0
+        self.opened = 0
+        self._events: deque[BreakerChange] = deque()
+        self._warned = False
+        self.usage: MemoryUsage | None = None
+        self.circuit = Circuit()
+        self.lines: LineBytes | None = None
+        # What the hot path looks at: good until then, and whether it must look closer at all.
+        self.stale_at = float("-inf")
+        self.refusing = False
+        self.forget_threads()
+        self.apply(config)
+
+    def forget_threads(self) -> None:
+        """Begin anew without what other threads held: in a forked child they do not exist."""
+        self.lock = threading.Lock()
+        self.ledger = Ledger()
+        self._reading = threading.Lock()
+        self._telling = threading.Lock()
+        self._events.clear()
+        self.stale_at = float("-inf")
+
+    def apply(self, config: Config) -> None:
+        """Go by *config* from now on; the next reading decides by it."""
+        self.config = config
+        self.sampler = _sampler(config)
+        self._warned = False
+        self.lines = None
+        self.stale_at = float("-inf")
+        self.refusing = config.mode == "enforce" and self.circuit.state is State.OPEN
+
+    def current(self) -> MemoryUsage:
+        """Return the last reading if it is fresh, else take one."""
+        if self.usage is not None and self.clock() < self.stale_at:
+            return self.usage
+        return self.refresh()
+
+    def refresh(self, relieve: Callable[[Sampler], bool] | None = None) -> MemoryUsage:
+        """
+        Take a reading, unless another thread is at it: then return the last.
+
+        Args:
+            relieve: Called if the reading would open the circuit; where it returns True, another reading decides.
+        """
+        # The lock is only a flag that somebody is at it: nobody waits for it, so a sampler may call back.
+        if not self._reading.acquire(blocking=False):
+            return self.usage if self.usage is not None else self.observe(self._sample())
+        try:
+            usage = self._sample()
+            if relieve is not None and self._would_open(usage) and relieve(self._sample):
+                usage = self._sample()
+            return self.observe(usage)
+        finally:
+            self._reading.release()
+
+    def observe(self, usage: MemoryUsage) -> MemoryUsage:
+        """Decide on *usage*; tell the listeners if something changed."""
+        now = self.clock()
+        lines = self._lines(usage.limit_bytes)
+        with self.lock:
+            before = self.circuit
+            after = next_circuit(before, usage.used_bytes, lines, now)
+            self.circuit, self.usage, self.lines = after, usage, lines
+            self.ledger.observe(usage.used_bytes)
+            self.readings += 1
+            if after.state is not before.state or after.level is not before.level:
+                self.opened += after.state is State.OPEN and before.state is not State.OPEN
+                self._events.append(BreakerChange(before.state, after.state, after.level, usage))
+            self.refusing = after.state is State.OPEN and self.config.mode == "enforce"
+            self.stale_at = now + reading_interval(usage.headroom_bytes, self.config.check_interval)
+        self._tell()
+        return usage
+
+    def retry_after(self) -> float:
+        """Return the seconds until trying again may be of use; 0 while closed."""
+        circuit = self.circuit
+        if circuit.state is State.CLOSED:
+            return 0.0
+        left = 0.0
+        if circuit.state is State.OPEN and circuit.since is not None:
+            left = circuit.since + circuit.dwell_seconds - self.clock()
+        return max(self.config.check_interval, left)
+
+    def _sample(self) -> MemoryUsage:
+        usage = self.sampler()
+        limit = self.config.limit_bytes
+        # The machine's own reader holds an explicit limit against this process; a foreign sampler gives one figure.
+        if limit is not None and self.config.sampler is not None and limit < usage.limit_bytes:
+            return replace(usage, limit_bytes=limit, source="explicit")
+        return usage
+
+    def _would_open(self, usage: MemoryUsage) -> bool:
+        lines = self._lines(usage.limit_bytes)
+        after = next_circuit(self.circuit, usage.used_bytes, lines, self.clock())
+        return after.state is State.OPEN and self.circuit.state is not State.OPEN
+
+    def _lines(self, limit_bytes: int) -> LineBytes:
+        lines = self.config.lines.at(limit_bytes)
+        if lines.capped and not self._warned:
+            self._warned = True
+            _log.warning(
+                "%s: open_at=%s lies above 95 %% of the limit of %s; it acts at %s",
+                self.name,
+                format_bytes(int(self.config.lines.open_at)),
+                format_bytes(limit_bytes),
+                format_bytes(lines.open),
+            )
+        return lines
+
+    def _tell(self) -> None:
+        """Announce what happened, in order, from one thread at a time."""
+        while self._events:
+            if not self._telling.acquire(blocking=False):
+                return  # whoever is at it goes on with ours
+            try:
+                while self._events:
+                    change = self._events.popleft()
+                    self._report(change)
+                    self.on_change.announce(change)
+            finally:
+                self._telling.release()
+
+    def _report(self, change: BreakerChange) -> None:
+        usage = change.usage
+        level = logging.WARNING if change.after is State.OPEN else logging.INFO
+        _log.log(
+            level,
+            "%s: %s (was %s), level %s: %s of %s in use (%.0f %%, %s)",
+            self.name,
+            change.after,
+            change.before,
+            change.level.name.lower(),
+            format_bytes(usage.used_bytes),
+            format_bytes(usage.limit_bytes),
+            usage.percent,
+            usage.source,
+        )
+
+
+def _sampler(config: Config) -> Sampler:
+    return Machine(limit_bytes=config.limit_bytes) if config.sampler is None else config.sampler
+
+
+def seconds_left(deadline: float | None) -> float | None:
+    """Return the seconds until *deadline* of :func:`time.monotonic`; None for ever."""
+    return None if deadline is None else max(0.0, deadline - time.monotonic())

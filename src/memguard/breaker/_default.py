@@ -1,0 +1,116 @@
+"""
+The breaker that everybody shares unless told otherwise: one object for the life of the process.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, Final, TypeVar, overload
+
+from memguard.breaker._breaker import (
+    DEFAULT_CHECK_INTERVAL,
+    DEFAULT_OPEN_AT,
+    F,
+    MemoryCircuitBreaker,
+    check_timeout,
+)
+from memguard.breaker._config import BreakerMode, make_config
+from memguard.breaker._guarding import Cost, wrap
+from memguard.settings import settings
+from memguard.units import ByteSize, Threshold
+
+
+class _Unset:
+    def __repr__(self) -> str:
+        return "..."
+
+
+_UNSET: Final = _Unset()
+_T = TypeVar("_T")
+_lock = threading.Lock()
+_made: list[MemoryCircuitBreaker] = []
+_told: dict[str, Any] = {}
+
+
+def default_breaker() -> MemoryCircuitBreaker:
+    """
+    Return the breaker of this process; the same object for all its life.
+
+    Its defaults come from ``MEMGUARD_LIMIT``, ``MEMGUARD_OPEN_AT``, ``MEMGUARD_MODE`` and ``MEMGUARD_CHECK_INTERVAL``;
+    what :func:`configure` was told goes before them.
+
+    Raises:
+        ValueError: One of these holds a wrong value; the text names it.
+    """
+    if _made:
+        return _made[0]
+    with _lock:
+        if not _made:
+            _made.append(MemoryCircuitBreaker(**_arguments()))
+        return _made[0]
+
+
+def configure(
+    *,
+    open_at: Threshold | _Unset = _UNSET,
+    close_at: Threshold | _Unset | None = _UNSET,
+    warn_at: Threshold | _Unset | None = _UNSET,
+    limit: ByteSize | _Unset | None = _UNSET,
+    check_interval: float | _Unset = _UNSET,
+    relief: bool | _Unset = _UNSET,
+    mode: BreakerMode | _Unset = _UNSET,
+) -> MemoryCircuitBreaker:
+    """
+    Change the default breaker in place; what is not given stays as it is.
+
+    Args and errors are those of :class:`MemoryCircuitBreaker`; after an error nothing has changed.
+    """
+    given = {
+        "open_at": open_at,
+        "close_at": close_at,
+        "warn_at": warn_at,
+        "limit": limit,
+        "check_interval": check_interval,
+        "relief": relief,
+        "mode": mode,
+    }
+    breaker = default_breaker()
+    with _lock:
+        told = _told | {name: value for name, value in given.items() if value is not _UNSET}
+        breaker._apply(make_config(**(_defaults() | told), sampler=None))
+        _told.update(told)
+    return breaker
+
+
+@overload
+def guard(fn: F, /) -> F: ...
+@overload
+def guard(fn: None = None, /, *, cost: Cost = None, timeout: float | None = 0.0) -> Callable[[F], F]: ...
+def guard(fn: Any = None, /, *, cost: Cost = None, timeout: float | None = 0.0) -> Any:
+    """Admit each call of a function by the default breaker, as :meth:`MemoryCircuitBreaker.guard` does."""
+    check_timeout(timeout)
+    if fn is not None:
+        return wrap(default_breaker, fn, cost, timeout)
+    return lambda fn: wrap(default_breaker, fn, cost, timeout)
+
+
+def _arguments() -> dict[str, Any]:
+    return _defaults() | _told
+
+
+def _defaults() -> dict[str, Any]:
+    asked = settings()
+    return {
+        "open_at": _or(asked.open_at, DEFAULT_OPEN_AT),
+        "close_at": None,
+        "warn_at": None,
+        "limit": asked.limit_bytes,
+        "check_interval": _or(asked.check_interval, DEFAULT_CHECK_INTERVAL),
+        "relief": True,
+        "mode": _or(asked.mode, "enforce"),
+    }
+
+
+def _or(value: _T | None, default: _T) -> _T:
+    return default if value is None else value

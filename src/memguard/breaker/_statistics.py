@@ -1,0 +1,33 @@
+"""
+What a breaker counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerStatistics:
+    """
+    Counts since the breaker was made.
+
+    Attributes:
+        reserved_bytes: Held reserved now.
+        waiting: Callers in line now.
+        admitted: Reservations admitted.
+        refused: Checks and reservations refused; in observe mode those that would have been.
+        opened: How often the circuit opened.
+        readings: Readings taken.
+        relief_runs: How often relief ran.
+        relief_freed_bytes: What it gave back in all.
+    """
+
+    reserved_bytes: int
+    waiting: int
+    admitted: int
+    refused: int
+    opened: int
+    readings: int
+    relief_runs: int
+    relief_freed_bytes: int

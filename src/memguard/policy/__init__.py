@@ -1,0 +1,24 @@
+"""
+Decisions as pure functions and values: lines and levels, the circuit, the ledger of reservations, the pace of readings.
+
+Nothing here measures, waits, starts a thread or reads a clock.
+"""
+
+from memguard.policy._cadence import reading_interval
+from memguard.policy._chunks import ChunkSize, slice_size
+from memguard.policy._circuit import Circuit, State, next_circuit
+from memguard.policy._ledger import Ledger
+from memguard.policy._lines import LineBytes, Lines, next_level
+
+__all__ = [
+    "ChunkSize",
+    "Circuit",
+    "Ledger",
+    "LineBytes",
+    "Lines",
+    "State",
+    "next_circuit",
+    "next_level",
+    "reading_interval",
+    "slice_size",
+]

@@ -1,0 +1,66 @@
+"""
+The C library's allocator: what it holds free, and giving that back.
+
+Only glibc is spoken to. musl, macOS, Windows, and a preloaded jemalloc or mimalloc have other rules; there every
+answer is "not here".
+
+See:
+    ``man 3 malloc_trim``, ``man 3 mallinfo2`` (glibc 2.33 and newer).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import sys
+from typing import Any
+
+
+class _MallInfo2(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        )
+    ]
+
+
+@functools.cache
+def _glibc() -> Any:
+    """Return the C library if it is glibc's and its malloc is the one in use, else None."""
+    if sys.platform != "linux":
+        return None
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "gnu_get_libc_version"):
+        return None
+    if hasattr(library, "mallctl") or hasattr(library, "mi_version"):
+        return None
+    if hasattr(library, "mallinfo2"):
+        library.mallinfo2.restype = _MallInfo2
+    return library
+
+
+def trim() -> bool:
+    """Give free pages back to the kernel; tell whether this allocator can. Drops the GIL while it works."""
+    library = _glibc()
+    if library is None:
+        return False
+    library.malloc_trim(0)
+    return True
+
+
+def held_free_bytes() -> int | None:
+    """Return what the allocator holds free, over all its arenas; None where it does not say."""
+    library = _glibc()
+    if library is None or not hasattr(library, "mallinfo2"):
+        return None
+    return int(library.mallinfo2().fordblks)
