@@ -381,7 +381,9 @@ class Admission:
         usage, lines = core.usage, core.lines
         if usage is None or lines is None or self._busy():
             return None
-        held = held_free_bytes()
+        held = usage.malloc_free_bytes
+        if held is None and core.config.sampler is None:
+            held = held_free_bytes()  # a foreign sampler speaks of something else than this process's allocator
         if not held or usage.used_bytes - min(held, usage.anon_bytes) + nbytes > lines.open:
             return None
         if usage.used_bytes + nbytes > usage.limit_bytes * _REUSE_FRACTION:

@@ -51,8 +51,7 @@ def slice_size(items: int, seconds: float, target_seconds: float) -> int:
         seconds: What they took.
         target_seconds: What the next shall take.
     """
-    if seconds <= 0:
+    # At most twice as many as were measured: the next may be slower.
+    if seconds * 2 <= target_seconds:
         return items * 2
-    wanted = int(items * target_seconds / seconds)
-    # Growth by halves of knowledge: at most twice as many as were measured.
-    return max(1, min(wanted, items * 2))
+    return max(1, int(items * target_seconds / seconds))

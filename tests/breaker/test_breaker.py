@@ -1,0 +1,406 @@
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import logging
+import os
+import pickle
+import subprocess
+import sys
+import threading
+
+import pytest
+
+import memguard
+from memguard import (
+    UNGUARDED,
+    ChunksRefusedError,
+    Level,
+    MemoryCircuitBreaker,
+    MemoryCircuitBreakerError,
+    MemoryUsage,
+)
+from memguard.testing import FakeClock, ScriptedSampler
+from memguard.values import gate_of
+
+MIB = 1024**2
+NORMAL, WARNING, CRITICAL = Level
+
+
+def scripted(*readings, limit=1000 * MIB, **options):
+    clock = options.pop("clock", FakeClock())
+    sampler = ScriptedSampler(readings, limit_bytes=limit, clock=clock)
+    options.setdefault("relief", False)
+    return MemoryCircuitBreaker(sampler=sampler, clock=clock, **options), sampler, clock
+
+
+@pytest.mark.parametrize(
+    ("fractions", "level", "state"),
+    [
+        pytest.param([0.5], NORMAL, "closed", id="is normal"),
+        pytest.param([0.72], WARNING, "closed", id="warns above warn_at"),
+        pytest.param([0.85], CRITICAL, "open", id="refuses above open_at"),
+        pytest.param([0.85, 0.77], CRITICAL, "open", id="keeps refusing until below close_at"),
+        pytest.param([0.85, 0.69], NORMAL, "half-open", id="is tried out again below close_at"),
+    ],
+)
+def test_level_and_state_follow_memory(fractions, level, state):
+    breaker, _, _ = scripted(*fractions)
+
+    for _ in fractions:
+        breaker.tick()
+
+    assert (breaker.level, breaker.state) == (level, state)
+
+
+def test_check_raises_only_while_open_and_says_the_numbers():
+    breaker, sampler, clock = scripted(0.5)
+    assert breaker.check().used_bytes == 500 * MIB
+    sampler.then(0.85)
+    breaker.tick()
+
+    with pytest.raises(MemoryCircuitBreakerError) as caught:
+        breaker.check()
+
+    error = caught.value
+    assert error.usage.used_bytes == error.memory_usage.used_bytes == 850 * MIB
+    assert error.retry_after == breaker.retry_after == 1.0
+    assert str(error) == ("refused: 850 MiB of 1000 MiB (85 %, scripted) in use; the line is 800 MiB; try again in 1 s")
+    sampler.then(0.5)
+    clock.advance(1)
+    assert breaker.check().used_bytes == 500 * MIB
+    assert breaker.state == "half-open"
+
+
+def test_a_fresh_reading_is_not_taken_again():
+    breaker, sampler, clock = scripted(0.5)
+    for _ in range(100):
+        breaker.check()
+    assert sampler.calls == 1
+
+    clock.advance(1)
+    breaker.check()
+    assert sampler.calls == 2
+
+
+def test_relief_comes_before_a_refusal(monkeypatch):
+    memory = {"used": 0.9}
+    monkeypatch.setattr("memguard.relief._relief.gc.collect", lambda: memory.update(used=0.5))
+    usage = lambda: MemoryUsage(1, 1, round(memory["used"] * 1000), 1000, "test", 0.0)  # noqa: E731
+    breaker = MemoryCircuitBreaker(sampler=usage)
+    changes = []
+    breaker.on_change.connect(changes.append)
+
+    assert breaker.check().used_bytes == 500
+    assert breaker.statistics().relief_runs == 1
+    assert changes == []
+
+
+def test_on_an_event_loop_relief_runs_in_another_thread(monkeypatch):
+    ran = threading.Event()
+    where = []
+
+    def collect():
+        where.append(threading.current_thread())
+        ran.set()
+
+    monkeypatch.setattr("memguard.relief._relief.gc.collect", collect)
+    breaker, _, _ = scripted(0.9, relief=True)
+
+    async def main():
+        with pytest.raises(MemoryCircuitBreakerError):
+            breaker.check()
+
+    asyncio.run(main())
+
+    assert ran.wait(30)
+    assert where[0] is not threading.main_thread()
+
+
+def test_allows_neither_raises_nor_waits():
+    breaker, sampler, _ = scripted(0.5)
+    assert breaker.allows()
+    assert breaker.allows("300 MiB")
+    assert not breaker.allows("301 MiB")
+    sampler.then(0.9)
+    breaker.tick()
+    assert not breaker.allows()
+
+
+def test_execute_checks_before_and_reads_after():
+    breaker, sampler, _ = scripted(0.5, 0.9)
+    assert breaker.execute(divmod, 7, 2) == (3, 1)
+    assert breaker.state == "open"
+
+    called = []
+    with pytest.raises(MemoryCircuitBreakerError):
+        breaker.execute(called.append, 1)
+    assert called == []
+
+
+def test_execute_checks_an_async_function_when_it_is_awaited():
+    breaker, sampler, _ = scripted(0.5)
+
+    async def work(x):
+        return x * 2
+
+    async def main():
+        first = breaker.execute(work, 21)
+        second = breaker.execute(work, 1)
+        assert await first == 42
+        sampler.then(0.9)
+        breaker.tick()
+        with pytest.raises(MemoryCircuitBreakerError):
+            await second
+
+    asyncio.run(main())
+
+
+def test_an_error_of_the_function_passes_and_gives_back_its_place():
+    breaker, sampler, _ = scripted(0.9)
+    breaker.tick()
+    sampler.then(0.5)
+    breaker.tick()
+    assert breaker.state == "half-open"
+
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError):
+            breaker.execute(lambda: 1 / 0)
+
+
+def test_half_open_admits_a_ramp_and_not_a_herd():
+    breaker, sampler, clock = scripted(0.9)
+    breaker.tick()
+    sampler.then(0.5)
+    breaker.tick()
+    # The next readings are taken in the test only.
+    breaker._core.stale_at = float("inf")
+    breaker._core.refresh = lambda relieve=None: breaker._core.usage
+    inside, go, refused = [], threading.Event(), []
+
+    def work():
+        try:
+            with breaker.reserve(MIB):
+                inside.append(1)
+                assert go.wait(30)
+        except MemoryCircuitBreakerError:
+            refused.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(50)]
+    for thread in threads:
+        thread.start()
+    while len(inside) + len(refused) < 50:
+        pass
+    go.set()
+    for thread in threads:
+        thread.join(30)
+
+    assert (len(inside), len(refused)) == (1, 49)
+
+
+def test_check_never_spends_a_permit_of_the_ramp():
+    breaker, sampler, _ = scripted(0.9)
+    breaker.tick()
+    sampler.then(0.5)
+    breaker.tick()
+
+    with breaker.reserve(MIB):
+        for _ in range(10):
+            breaker.check()
+
+
+def test_observe_mode_refuses_nothing_and_counts_what_it_would_have():
+    breaker, _, _ = scripted(0.9, mode="observe")
+    breaker.check()
+    with breaker.reserve(10 * MIB):
+        pass
+
+    assert breaker.state == "open"
+    assert breaker.statistics().refused == 1
+    assert breaker.allows(MIB)
+
+
+def test_changes_are_told_in_order_and_a_failing_listener_harms_nobody(caplog):
+    breaker, sampler, _ = scripted(0.72)
+    seen = []
+    breaker.on_change.connect(lambda change: 1 / 0)
+    disconnect = breaker.on_change.connect(seen.append)
+    breaker.tick()
+    sampler.then(0.9)
+    breaker.tick()
+    breaker.tick()
+
+    assert [(c.before, c.after, c.level) for c in seen] == [("closed", "closed", 1), ("closed", "open", 2)]
+    assert "listener" in caplog.text
+    disconnect()
+    disconnect()
+    sampler.then(0.1)
+    breaker.tick()
+    assert len(seen) == 2
+
+
+def test_a_listener_may_ask_the_breaker(caplog):
+    breaker, _, _ = scripted(0.9)
+    answers = []
+    breaker.on_change.connect(lambda change: answers.append((breaker.state, breaker.allows(), breaker.tick())))
+
+    breaker.tick()
+
+    assert answers[0][:2] == ("open", False)
+
+
+def test_opening_is_logged_once_with_numbers(caplog):
+    breaker, _, _ = scripted(0.9, name="uploads")
+    with caplog.at_level(logging.INFO, "memguard"):
+        for _ in range(5):
+            breaker.tick()
+
+    assert [record.getMessage() for record in caplog.records] == [
+        "uploads: open (was closed), level critical: 900 MiB of 1000 MiB in use (90 %, scripted)"
+    ]
+
+
+def test_a_line_above_95_percent_warns_once(caplog):
+    breaker, _, _ = scripted(0.5, open_at="2 GiB")
+    breaker.tick()
+    breaker.tick()
+
+    assert caplog.text.count("acts at 950 MiB") == 1
+
+
+def test_by_level_picks_what_goes_with_the_level():
+    breaker, sampler, _ = scripted(0.5)
+    assert breaker.by_level(50, 25, 10) == 50
+    sampler.then(0.9)
+    breaker.tick()
+    assert breaker.by_level(50, 25, 10) == 10
+
+
+def test_health_is_json_and_describe_is_for_people():
+    breaker, _, _ = scripted(0.5)
+
+    health = json.loads(json.dumps(breaker.health()))
+    assert (health["state"], health["percent"], health["reserved_bytes"]) == ("closed", 50.0, 0)
+    assert "500 MiB of 1000 MiB in use" in breaker.describe()
+    assert "closed" in repr(breaker)
+
+
+def test_an_explicit_limit_tightens_a_sampler():
+    breaker, _, _ = scripted(0.5, limit=1000 * MIB)
+    tight, _, _ = scripted(0.5, limit=1000 * MIB)
+    tight = MemoryCircuitBreaker(sampler=ScriptedSampler([0.5], limit_bytes=1000 * MIB), limit="600 MiB", relief=False)
+
+    assert breaker.usage().limit_bytes == 1000 * MIB
+    assert tight.usage().limit_bytes == 600 * MIB
+    assert not tight.allows()
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"open_at": 80}, ValueError),
+        ({"open_at": True}, TypeError),
+        ({"open_at": "512m"}, ValueError),
+        ({"close_at": 0.9}, ValueError),
+        ({"limit": 0}, ValueError),
+        ({"limit": -1}, ValueError),
+        ({"check_interval": 0}, ValueError),
+        ({"check_interval": float("nan")}, ValueError),
+        ({"check_interval": "1"}, TypeError),
+        ({"check_interval": True}, TypeError),
+        ({"mode": "on"}, ValueError),
+        ({"relief": 1}, TypeError),
+        ({"sampler": 5}, TypeError),
+        ({"clock": 5}, TypeError),
+    ],
+)
+def test_nonsense_is_refused_at_the_door(options, error):
+    with pytest.raises(error):
+        MemoryCircuitBreaker(**options)
+
+
+def test_errors_survive_the_trip_from_a_worker():
+    usage = MemoryUsage(1, 1, 90, 100, "test", 0.0)
+    error = MemoryCircuitBreakerError(usage, 5 * MIB, 7 * MIB, 2.0, 80)
+    chunks = ChunksRefusedError(error, {"items_done": 3})
+
+    for original in (error, chunks):
+        back = pickle.loads(pickle.dumps(original))
+        assert str(back) == str(original)
+        assert copy.copy(original).requested_bytes == 5 * MIB
+    assert pickle.loads(pickle.dumps(chunks)).report == {"items_done": 3}
+
+
+def test_what_can_never_fit_is_advised_otherwise():
+    usage = MemoryUsage(1, 1, 10, 100, "test", 0.0)
+
+    assert "can never fit" in str(MemoryCircuitBreakerError(usage, 90, 0, 1.0, 80))
+
+
+def test_the_default_breaker_is_one_object_that_is_changed_in_place():
+    code = """
+import memguard
+breaker = memguard.default_breaker()
+assert breaker is memguard.default_breaker()
+assert memguard.configure(limit="64 GiB", open_at="60%") is breaker
+assert "opens at 60 %" in breaker.describe(), breaker.describe()
+memguard.configure(mode="observe")
+assert breaker.mode == "observe" and "opens at 60 %" in breaker.describe()
+try:
+    memguard.configure(open_at=80)
+except ValueError:
+    pass
+else:
+    raise SystemExit("not refused")
+assert "opens at 60 %" in breaker.describe()
+@memguard.guard
+def double(x): return x * 2
+assert double(2) == 4
+"""
+    env = os.environ | {"MEMGUARD_OPEN_AT": "70%"}
+    subprocess.run([sys.executable, "-W", "error", "-c", code], env=env, timeout=60, check=True)
+
+
+def test_a_wrong_environment_is_named_by_the_default_breaker():
+    out = subprocess.run(
+        [sys.executable, "-c", "import memguard; memguard.default_breaker()"],
+        env=os.environ | {"MEMGUARD_MODE": "on"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert "MEMGUARD_MODE='on'" in out.stderr
+
+
+def test_no_breaker_means_the_default_one_looked_up_now():
+    assert gate_of(None) is memguard.default_breaker()
+    assert gate_of(UNGUARDED) is UNGUARDED
+
+
+def test_unguarded_admits_everything():
+    UNGUARDED.check()
+    assert UNGUARDED.allows(10**18)
+    with UNGUARDED.reserve("1 PiB", timeout=None) as hold:
+        hold.resize(5)
+        hold.release()
+    assert hold.nbytes == 5
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_forked_child_does_not_wait_for_its_parents_threads():
+    breaker, _, _ = scripted(0.5)
+    child_code = 1
+    with breaker.reserve(250 * MIB) as held:
+        breaker._core.lock.acquire()
+        child = os.fork()
+        if child == 0:
+            child_code = 0 if breaker.allows(300 * MIB) else 2
+            held.release()
+            child_code = child_code or (0 if breaker.statistics().reserved_bytes == 0 else 3)
+            os._exit(child_code)
+        breaker._core.lock.release()
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert not breaker.allows(300 * MIB)

@@ -1,0 +1,210 @@
+"""
+Decisions without a machine: lines, circuit, ledger, pace, chunk sizes.
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memguard.policy import (
+    ChunkSize,
+    Circuit,
+    Ledger,
+    Lines,
+    State,
+    next_circuit,
+    next_level,
+    reading_interval,
+    slice_size,
+)
+from memguard.values import Level
+
+GIB = 1024**3
+
+
+def run(fractions, *, start=Circuit(), seconds=1.0):  # noqa: B008 - frozen
+    lines = Lines.of(0.8).at(GIB)
+    circuit, now, states = start, 0.0, []
+    for fraction in fractions:
+        now += seconds
+        circuit = next_circuit(circuit, int(fraction * GIB), lines, now)
+        states.append(circuit.state.value)
+    return circuit, states
+
+
+def test_warn_and_close_follow_open():
+    assert Lines.of("80%") == Lines(0.8, 0.75, pytest.approx(0.7))
+    assert Lines.of(1600, close_at=None) == Lines(1600, 1500, 1400)
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ({"open_at": 0.8, "close_at": 0.9}, "close_at < open_at"),
+        ({"open_at": 0.8, "close_at": 0.8}, "close_at < open_at"),
+        ({"open_at": 0.8, "warn_at": 0.9}, "warn_at <= close_at"),
+        ({"open_at": "512 MiB", "close_at": "1 GiB"}, "close_at < open_at"),
+    ],
+)
+def test_lines_out_of_order_are_refused_with_their_values(lines, words):
+    with pytest.raises(ValueError, match=f"need {words}, got warn_at="):
+        Lines.of(**lines)
+
+
+def test_an_absolute_line_above_95_percent_of_the_limit_acts_there():
+    lines = Lines.of(10 * GIB).at(GIB)
+
+    assert lines.capped
+    assert lines.open == int(GIB * 0.95)
+    assert lines.warn <= lines.close < lines.open
+
+
+def test_lines_of_two_kinds_are_put_in_order_at_the_limit():
+    lines = Lines.of(0.5, close_at="600 MiB").at(GIB)
+
+    assert lines.warn <= lines.close < lines.open == GIB // 2
+
+
+@given(
+    st.floats(0.01, 1.0),
+    st.lists(st.integers(0, 2 * GIB), max_size=30),
+)
+def test_the_level_is_critical_exactly_from_open_until_below_close(open_at, readings):
+    lines = Lines.of(open_at).at(GIB)
+    level = Level.NORMAL
+    for used in readings:
+        before, level = level, next_level(level, used, lines)
+        if used >= lines.open:
+            assert level is Level.CRITICAL
+        elif used < lines.close:
+            assert level is not Level.CRITICAL
+        else:
+            assert level is max(before, Level.WARNING)
+
+
+def test_it_opens_at_once_and_stays_open_until_below_the_closing_line():
+    _, states = run([0.79, 0.81, 0.78, 0.76, 0.74])
+
+    assert states == ["closed", "open", "open", "open", "half-open"]
+
+
+def test_half_open_admits_a_ramp_and_closes_after_calm_readings():
+    circuit, states = run([0.9, 0.5])
+    assert circuit.permits == 1
+
+    circuit, states = run([0.9, 0.5, 0.5])
+    assert circuit.permits == 2
+    circuit, states = run([0.9, 0.5, 0.5, 0.5])
+    assert circuit.permits == 4
+
+    circuit, states = run([0.9, 0.5, 0.5, 0.5, 0.5])
+    assert states[-1] == "closed"
+
+
+def test_a_reading_between_the_lines_does_not_lengthen_the_ramp():
+    circuit, _ = run([0.9, 0.5, 0.78])
+
+    assert (circuit.state, circuit.permits) == (State.HALF_OPEN, 1)
+
+
+def test_one_that_opens_again_soon_stays_open_longer_each_time():
+    circuit, _ = run([0.9, 0.5, 0.9])
+    assert circuit.dwell_seconds == 1.0
+
+    circuit, states = run([0.9, 0.5, 0.9, 0.5, 0.5, 0.9], seconds=0.6)
+    assert states == ["open", "half-open", "open", "open", "half-open", "open"]
+    assert circuit.dwell_seconds == 2.0
+
+
+def test_after_a_calm_minute_an_opening_is_a_new_story():
+    circuit, _ = run([0.9, 0.5, 0.5, 0.5, 0.5, 0.9])
+    assert circuit.dwell_seconds == 1.0
+
+    calm, _ = run([0.9, 0.5, 0.5, 0.5, 0.5])
+    later = next_circuit(calm, int(0.9 * GIB), Lines.of(0.8).at(GIB), 1000.0)
+    assert later.dwell_seconds == 0.0
+
+
+def test_bytes_allocated_under_a_reservation_count_once():
+    ledger = Ledger()
+    ledger.observe(100)
+    ledger.book(50)
+    assert ledger.counted_bytes(100) == 150
+
+    ledger.observe(150)  # the job has allocated them
+    assert ledger.counted_bytes(150) == 150
+    assert ledger.fits(10, 150, 160)
+    assert not ledger.fits(11, 150, 160)
+
+
+def test_bytes_not_yet_allocated_go_on_counting():
+    ledger = Ledger()
+    ledger.observe(100)
+    ledger.book(50)
+    ledger.observe(100)
+
+    assert ledger.counted_bytes(100) == 150
+
+
+def test_growth_outside_of_reservations_is_not_missed():
+    ledger = Ledger()
+    ledger.observe(100)
+    ledger.book(50)
+    ledger.observe(400)
+
+    assert ledger.counted_bytes(400) == 400
+    ledger.free(50)
+    ledger.observe(90)
+    assert ledger.counted_bytes(90) == 90
+
+
+@given(st.lists(st.tuples(st.sampled_from(["book", "observe", "free"]), st.integers(0, 1000)), max_size=60))
+def test_the_ledger_counts_at_least_what_is_used_and_what_is_new(steps):
+    ledger, held, used, young = Ledger(), [], 0, 0
+    for step, number in steps:
+        if step == "book":
+            ledger.book(number)
+            held.append(number)
+            young += number
+        elif step == "free" and held:
+            ledger.free(held.pop(number % len(held)))
+            young = min(young, sum(held))
+        elif step == "observe":
+            used, young = number, 0
+            ledger.observe(used)
+        assert ledger.reserved_bytes == sum(held)
+        assert used + young <= ledger.counted_bytes(used) <= used + sum(held)
+
+
+@pytest.mark.parametrize(
+    ("headroom", "seconds"), [(0, 0.01), (128 * 1024**2, 0.0625), (GIB, 0.5), (2 * GIB, 1.0), (100 * GIB, 1.0)]
+)
+def test_readings_come_faster_as_headroom_shrinks(headroom, seconds):
+    assert reading_interval(headroom, 1.0) == seconds
+
+
+def test_the_interval_that_somebody_asks_for_is_the_longest():
+    assert reading_interval(100 * GIB, 0.005) == 0.005
+
+
+def test_chunks_halve_down_to_the_smallest_and_double_back_after_calm():
+    size = ChunkSize(100, 25, 100)
+    size = size.refused()
+    assert size.items == 50
+    size = size.refused()
+    assert size.items == 25
+    assert size.refused() is None
+
+    for _ in range(4):
+        size = size.done()
+    assert size.items == 50
+    for _ in range(10):
+        size = size.done()
+    assert size.items == 100
+
+
+@given(st.integers(1, 10**6), st.floats(0, 10), st.floats(1e-4, 1))
+def test_a_slice_is_at_least_one_item_and_at_most_twice_the_last(items, seconds, target):
+    assert 1 <= slice_size(items, seconds, target) <= items * 2
