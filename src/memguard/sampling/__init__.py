@@ -4,7 +4,20 @@ What the machine says: the limit that binds, what counts against it, and the pea
 Nothing here decides. Linux is read from ``/proc`` and cgroup files; everything else through psutil.
 """
 
+from memguard.sampling._cgroup import LevelFiles, Place, own_place
 from memguard.sampling._machine import Machine, Sampler, memory_limit, memory_usage
 from memguard.sampling._peak import PeakMeasurement, measure_peak
+from memguard.sampling._procfs import status_bytes
 
-__all__ = ["Machine", "PeakMeasurement", "Sampler", "measure_peak", "memory_limit", "memory_usage"]
+__all__ = [
+    "LevelFiles",
+    "Machine",
+    "PeakMeasurement",
+    "Place",
+    "Sampler",
+    "measure_peak",
+    "memory_limit",
+    "memory_usage",
+    "own_place",
+    "status_bytes",
+]

@@ -129,6 +129,16 @@ def find_place(membership: str, mountinfo: str, root: Path) -> Place | None:
     return None
 
 
+def own_place(root: Path = Path("/")) -> Place | None:
+    """Return where the memory controller keeps this process now; None where there is none, or no ``/proc``."""
+    try:
+        membership = (root / "proc/self/cgroup").read_text(errors="surrogateescape")
+        mountinfo = (root / "proc/self/mountinfo").read_text(errors="surrogateescape")
+    except OSError:
+        return None
+    return find_place(membership, mountinfo, root)
+
+
 def _candidates(version: int, own: str, mounts: list[Mount], root: Path) -> Iterable[Place]:
     """Yield the places that *own* may mean, the likeliest first."""
     fitting = sorted(

@@ -107,6 +107,15 @@ def kilobytes(text: bytes, key: bytes) -> int | None:
     return int(fields[0]) * 1024 if fields and fields[0].isdigit() else None
 
 
+def status_bytes(pid: int, key: str) -> int | None:
+    """Return the line *key* (``"VmRSS"``, ``"VmData"``) of a process's status, in bytes; None where it has ended."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_bytes()
+    except OSError:
+        return None
+    return kilobytes(text, f"{key}:".encode())
+
+
 def limits_of_file(path: Path) -> dict[str, int]:
     """Return the finite limits ("as", "data") that a ``/proc/PID/limits`` at *path* sets, in bytes."""
     try:
