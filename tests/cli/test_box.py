@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from memguard.cli._box import make_box
-from memguard.sampling import own_place
+from memguard.cli._box import _parent, make_box
+from memguard.sampling import Place, own_place
 
 MIB = 1024**2
 ALLOCATE = "import sys; x = b'x' * (int(sys.argv[1]) << 20); print(len(x) >> 20)"
@@ -140,3 +140,28 @@ def test_a_limit_of_nothing_is_refused():
 
 def test_without_proc_there_is_no_place(tmp_path):
     assert own_place(tmp_path) is None
+
+
+def a_place(version, *directories):
+    return Place(version, directories, tuple(map(str, directories)), hides_ancestors=False, certain=True)
+
+
+def test_a_v1_box_lies_below_the_processs_own_group(tmp_path):
+    assert _parent(a_place(1, tmp_path / "own", tmp_path)) == tmp_path / "own"
+
+
+def test_a_v2_box_lies_below_the_nearest_ancestor_that_hands_the_controller_down(tmp_path):
+    own = tmp_path / "slice" / "own"
+    own.mkdir(parents=True)
+    (own / "cgroup.subtree_control").write_text("\n")
+    (own.parent / "cgroup.subtree_control").write_text("cpu memory pids\n")
+    (tmp_path / "cgroup.subtree_control").write_text("memory\n")
+
+    assert _parent(a_place(2, own, own.parent, tmp_path)) == own.parent
+
+
+def test_where_no_v2_ancestor_hands_the_controller_down_there_is_no_group(tmp_path):
+    (tmp_path / "cgroup.subtree_control").write_text("cpu\n")
+
+    with pytest.raises(OSError, match="hands the memory controller down"):
+        _parent(a_place(2, tmp_path / "own", tmp_path))

@@ -5,6 +5,7 @@ Reads the command line and hands over to the command.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +23,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "demo":
         from memguard.cli._demo import demo  # noqa: PLC0415 - `info` must not pay for it
 
-        return demo(options.csv, options.rows, options.limit, options.report)
+        try:
+            return demo(options.csv, options.rows, options.limit, options.report)
+        except KeyboardInterrupt:
+            # What a shell expects of a command that Ctrl-C ended; whoever pressed it needs no traceback.
+            print("\nmemguard demo: interrupted", file=sys.stderr)
+            return 130
     assert options.command == "info"
     return info()
 
