@@ -315,6 +315,24 @@ def test_a_process_that_is_moved_is_followed(tree, monkeypatch):
     machine.close()
 
 
+def test_a_thread_that_comes_while_the_levels_are_sought_does_not_miss_them(tree, monkeypatch):
+    tree.cgroup("0::/a", V2)
+    tree.v2("sys/fs/cgroup/a", limit=100 * MIB)
+    machine = Machine(tree.root)
+    seen = []
+
+    def meanwhile(*arguments):
+        monkeypatch.undo()
+        seen.append(machine().limit_bytes)
+        return find_place(*arguments)
+
+    monkeypatch.setattr("memguard.sampling._machine.find_place", meanwhile)
+    machine()
+
+    assert seen == [100 * MIB]
+    machine.close()
+
+
 @pytest.mark.parametrize("text", ["", "nonsense", "1:2", "0::/a\x00"])
 def test_garbled_membership_is_no_place(text):
     assert find_place(text, "also nonsense\n1 2 3 - cgroup2 x y\n", tree_root()) is None

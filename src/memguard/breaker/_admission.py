@@ -183,6 +183,7 @@ class Admission:
             # What was given back is often still in the last reading.
             self._core.refresh()
             self._serve()
+            self._wake_head()
 
     def grow(self, grant: Grant, nbytes: int) -> None:
         """
@@ -249,6 +250,10 @@ class Admission:
                 self._line.remove(waiter)
         # Whoever stood behind may fit, or is the head now and has to look.
         self._serve()
+        self._wake_head()
+
+    def _wake_head(self) -> None:
+        """Let the head of the line look: it sleeps for ever if it was not the head when it lay down."""
         head = self._head()
         if head is not None:
             self._wake(head)
@@ -325,6 +330,7 @@ class Admission:
             grant = self._reuse(waiter.nbytes, head=waiter)
             if grant is not None:
                 waiter.grant = grant
+                self._wake_head()
 
     # ----- relief
 
@@ -378,18 +384,19 @@ class Admission:
         one caller at a time goes in on them, and only where it would not reach the limit even if it got none.
         """
         core = self._core
-        usage, lines = core.usage, core.lines
-        if usage is None or lines is None or self._busy():
+        admitted = self.admitted
+        if core.usage is None or self._busy() or not self._held_bytes(core.usage):
             return None
-        held = usage.malloc_free_bytes
-        if held is None and core.config.sampler is None:
-            held = held_free_bytes()  # a foreign sampler speaks of something else than this process's allocator
-        if not held or usage.used_bytes - min(held, usage.anon_bytes) + nbytes > lines.open:
+        # Of one's own: another thread's may have begun before the last job took what it keeps.
+        usage = core.read()
+        lines = core.lines
+        assert lines is not None
+        if usage.used_bytes - min(self._held_bytes(usage), usage.anon_bytes) + nbytes > lines.open:
             return None
         if usage.used_bytes + nbytes > usage.limit_bytes * _REUSE_FRACTION:
             return None
         with core.lock:
-            if self._busy() or self._line_before(head):
+            if self._busy() or self.admitted != admitted or self._line_before(head):
                 return None
             if head is not None:
                 self._line.popleft()
@@ -398,6 +405,13 @@ class Admission:
                 grant.on_ramp = True
                 self._on_ramp += 1
             return grant
+
+    def _held_bytes(self, usage: MemoryUsage) -> int:
+        """Return what this process's allocator holds free, as far as it is part of *usage*."""
+        if usage.malloc_free_bytes is not None:
+            return usage.malloc_free_bytes
+        # A foreign sampler speaks of something else than this process.
+        return held_free_bytes() or 0 if self._core.config.sampler is None else 0
 
     def _busy(self) -> bool:
         return self._core.ledger.reserved_bytes > 0 or self._on_ramp > 0

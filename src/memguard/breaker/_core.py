@@ -6,12 +6,14 @@ One lock guards the circuit and the ledger. Nothing of others runs under it: no 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from memguard.breaker._config import Config
 from memguard.policy import Circuit, Ledger, LineBytes, State, next_circuit, reading_interval
@@ -41,6 +43,13 @@ class BreakerChange:
     usage: MemoryUsage
 
 
+class _Begun(NamedTuple):
+    """A reading that begins: its number, and what was ever booked before it."""
+
+    number: int
+    booked_bytes: int
+
+
 class Core:
     """Readings, lines, circuit and ledger of one breaker."""
 
@@ -50,6 +59,8 @@ class Core:
         self.on_change: Signal[BreakerChange] = Signal(f"{name}.on_change")
         self.readings = 0
         self.opened = 0
+        self._numbers = itertools.count(1)
+        self._decided = 0
         self._events: deque[BreakerChange] = deque()
         self._warned = False
         self.usage: MemoryUsage | None = None
@@ -94,24 +105,36 @@ class Core:
         """
         # The lock is only a flag that somebody is at it: nobody waits for it, so a sampler may call back.
         if not self._reading.acquire(blocking=False):
-            return self.usage if self.usage is not None else self.observe(self._sample())
+            return self.usage if self.usage is not None else self.read()
         try:
-            usage = self._sample()
-            if relieve is not None and self._would_open(usage) and relieve(self._sample):
-                usage = self._sample()
-            return self.observe(usage)
+            return self.read(relieve)
         finally:
             self._reading.release()
 
-    def observe(self, usage: MemoryUsage) -> MemoryUsage:
+    def read(self, relieve: Callable[[Sampler], bool] | None = None) -> MemoryUsage:
+        """Take a reading of one's own, whoever else is at it, and decide on it."""
+        begun = self._begin()
+        usage = self._sample()
+        if relieve is not None and self._would_open(usage) and relieve(self._sample):
+            begun = self._begin()
+            usage = self._sample()
+        return self._decide(usage, begun)
+
+    def _begin(self) -> _Begun:
+        return _Begun(next(self._numbers), self.ledger.booked_bytes)
+
+    def _decide(self, usage: MemoryUsage, begun: _Begun) -> MemoryUsage:
         """Decide on *usage*; tell the listeners if something changed."""
         now = self.clock()
         lines = self._lines(usage.limit_bytes)
         with self.lock:
+            if begun.number < self._decided and self.usage is not None:
+                return self.usage  # one that began later has decided already
+            self._decided = begun.number
             before = self.circuit
             after = next_circuit(before, usage.used_bytes, lines, now)
             self.circuit, self.usage, self.lines = after, usage, lines
-            self.ledger.observe(usage.used_bytes)
+            self.ledger.observe(usage.used_bytes, begun.booked_bytes)
             self.readings += 1
             if after.state is not before.state or after.level is not before.level:
                 self.opened += after.state is State.OPEN and before.state is not State.OPEN

@@ -64,6 +64,10 @@ class Box(abc.ABC):
     def oom_kills(self) -> int | None:
         """Return how many processes the kernel killed for this limit; None where it does not count."""
 
+    def peak_bytes(self) -> int | None:
+        """Return the most that was ever charged to the box, page cache included; None where nobody kept it."""
+        return None
+
     def close(self) -> None:  # noqa: B027 - a limit that ends with its process leaves nothing to remove
         """Kill what still runs in the box and remove it. Closing twice is fine."""
 
@@ -169,6 +173,13 @@ class _GroupBox(Box):
             return None
         counts = dict(line.split(" ", 1) for line in lines if " " in line)
         return int(counts["oom_kill"]) if "oom_kill" in counts else None
+
+    def peak_bytes(self) -> int | None:
+        name = "memory.peak" if self._version == 2 else "memory.max_usage_in_bytes"
+        try:
+            return int((self.directory / name).read_text())
+        except OSError:
+            return None
 
     def close(self) -> None:
         if self.directory not in _mine:

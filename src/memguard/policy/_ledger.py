@@ -17,16 +17,25 @@ from __future__ import annotations
 class Ledger:
     """Sums of reserved bytes. Not thread-safe: whoever holds it holds a lock."""
 
-    __slots__ = ("_floor_bytes", "_young_bytes", "reserved_bytes")
+    __slots__ = ("_floor_bytes", "_young_bytes", "booked_bytes", "reserved_bytes")
 
     def __init__(self) -> None:
         self.reserved_bytes = 0
+        self.booked_bytes = 0
+        """All that was ever booked: taken before a reading begins, it tells what came after."""
         self._young_bytes = 0
         self._floor_bytes = 0
 
-    def observe(self, used_bytes: int) -> None:
-        """Take in a reading."""
-        self._young_bytes = 0
+    def observe(self, used_bytes: int, booked_bytes: int | None = None) -> None:
+        """
+        Take in a reading.
+
+        Args:
+            used_bytes: What it saw.
+            booked_bytes: :attr:`booked_bytes` when it began; what was booked since cannot be in it.
+        """
+        since = 0 if booked_bytes is None else self.booked_bytes - booked_bytes
+        self._young_bytes = min(since, self.reserved_bytes)
         self._floor_bytes = min(used_bytes, max(self._floor_bytes, used_bytes - self.reserved_bytes))
         if self.reserved_bytes == 0:
             self._floor_bytes = used_bytes
@@ -42,6 +51,7 @@ class Ledger:
     def book(self, nbytes: int) -> None:
         """Count *nbytes* as reserved."""
         self.reserved_bytes += nbytes
+        self.booked_bytes += nbytes
         self._young_bytes += nbytes
 
     def free(self, nbytes: int) -> None:

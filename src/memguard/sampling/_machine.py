@@ -131,14 +131,15 @@ class Machine:
         """Find the levels anew if the process was moved since the last look."""
         if self._looked_at is not None and at - self._looked_at < _LOOK_AGAIN_SECONDS:
             return
+        self._find_levels()
+        # Last: a thread that comes before must not take a machine without levels for one without limits.
         self._looked_at = at
+
+    def _find_levels(self) -> None:
         try:
             text = self._membership.read()
-        except OSError:
-            return
-        if text == self._membership_text:
-            return
-        try:
+            if text == self._membership_text:
+                return
             mountinfo = (self._base / "proc/self/mountinfo").read_text(errors="surrogateescape")
         except OSError:
             return
