@@ -26,7 +26,16 @@ VENV = HERE / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 OLDEST = (3, 11)
 
-ACCEPT: dict[str, list[str]] = {}
+LONG = ["-m", "pytest", "-q", "-s", "-m", "long"]
+ACCEPT = {
+    "flights": [*LONG, "tests/long/test_flights.py"],
+    "races": [*LONG, "tests/long/test_races.py"],
+    "kernel": [*LONG, "tests/long/test_kernel_repeats.py"],
+    "busy": ["tests/long/places.py", "busy"],
+    "twins": ["tests/long/places.py", "twins"],
+    "interpreters": ["tests/long/places.py", "interpreters"],
+    "bare": ["tests/long/places.py", "bare"],
+}
 
 
 def run(*command: str | Path) -> int:
@@ -115,7 +124,12 @@ def accept(parts: list[str]) -> int:
     unknown = set(parts) - set(ACCEPT)
     if unknown:
         raise SystemExit(f"dev.py: no part {sorted(unknown)}; there are {', '.join(ACCEPT)}")
-    return steps({part: ACCEPT[part] for part in parts or ACCEPT})
+    chosen = {part: ACCEPT[part] for part in parts or ACCEPT}
+    if "flights" in chosen:
+        must(sys.executable, "-m", "pip", "--python", PYTHON, "install", "--quiet", f"{HERE}[flights]")
+        # Again as it was: the line above replaced the editable install.
+        must(sys.executable, "-m", "pip", "--python", PYTHON, "install", "--quiet", "--no-deps", "--editable", HERE)
+    return steps(chosen)
 
 
 def main() -> int:
