@@ -164,7 +164,7 @@ def test_threads_are_served_first_come_first_served():
             order.append(number)
 
     threads = []
-    for number, nbytes in enumerate([200 * MIB, MIB, 250 * MIB]):
+    for number, nbytes in enumerate([200 * MIB, 150 * MIB, 250 * MIB]):  # one at a time
         thread = threading.Thread(target=work, args=(number, nbytes), daemon=True)
         thread.start()
         threads.append(thread)
