@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+BASE = sys._base_executable  # type: ignore[attr-defined]  # the environment's own Python has no pip
 OTHERS = ("python3.12", "python3.13", "python3.14", "python3.15", "python3.13t", "python3.14t")
 SUITE = ["-m", "pytest", "-q", "-p", "no:cacheprovider"]
 
@@ -76,7 +77,7 @@ def twins(folder: Path) -> bool:
     clones = [clone(folder, name) for name in ("one", "two")]
     running = [
         subprocess.Popen(
-            [sys.executable, "dev.py", "test", "-q"],
+            [BASE, "dev.py", "test", "-q"],
             cwd=each,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -179,14 +179,14 @@ def test_the_ledger_counts_at_least_what_is_used_and_what_is_new(steps):
 
 
 @pytest.mark.parametrize(
-    ("headroom", "seconds"), [(0, 0.01), (128 * 1024**2, 0.0625), (GIB, 0.5), (2 * GIB, 1.0), (100 * GIB, 1.0)]
+    ("headroom", "seconds"), [(0, 0.005), (128 * 1024**2, 0.015625), (GIB, 0.125), (2 * GIB, 0.25), (100 * GIB, 1.0)]
 )
 def test_readings_come_faster_as_headroom_shrinks(headroom, seconds):
     assert reading_interval(headroom, 1.0) == seconds
 
 
 def test_the_interval_that_somebody_asks_for_is_the_longest():
-    assert reading_interval(100 * GIB, 0.005) == 0.005
+    assert reading_interval(100 * GIB, 0.001) == 0.001
 
 
 def test_chunks_halve_down_to_the_smallest_and_double_back_after_calm():
