@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from memguard.errors import SamplingError as SamplingError
     from memguard.relief import ReliefReport as ReliefReport
     from memguard.relief import ReliefStep as ReliefStep
+    from memguard.relief import limit_arenas as limit_arenas
     from memguard.relief import release_memory as release_memory
     from memguard.sampling import PeakMeasurement as PeakMeasurement
     from memguard.sampling import measure_peak as measure_peak
@@ -73,6 +74,7 @@ _HOMES = {
     "memguard.relief": (
         "ReliefReport",
         "ReliefStep",
+        "limit_arenas",
         "release_memory",
     ),
     "memguard.sampling": (

@@ -30,6 +30,7 @@ class Settings:
         check_interval: ``MEMGUARD_CHECK_INTERVAL``: seconds between two readings at most.
         chunk_size: ``MEMGUARD_CHUNK_SIZE``: items to a chunk.
         force_gc: ``MEMGUARD_FORCE_GC``: whether relief may run a garbage collection.
+        arenas: ``MEMGUARD_ARENAS``: ``keep`` leaves the allocator's arenas alone.
     """
 
     limit_bytes: int | None = None
@@ -38,6 +39,7 @@ class Settings:
     check_interval: float | None = None
     chunk_size: int | None = None
     force_gc: bool | None = None
+    arenas: str | None = None
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:
@@ -64,6 +66,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         check_interval=read("MEMGUARD_CHECK_INTERVAL", _seconds),
         chunk_size=read("MEMGUARD_CHUNK_SIZE", _count),
         force_gc=read("MEMGUARD_FORCE_GC", _switch),
+        arenas=read("MEMGUARD_ARENAS", _one_of("keep")),
     )
 
 

@@ -51,6 +51,9 @@ async def all_tasks(job) -> int:
 
 
 def all_threads() -> int:
+    from memguard import default_breaker
+
+    default_breaker()  # early, so that threads yet to start share two arenas
     done: list[int] = []
     threads = [threading.Thread(target=threaded_job, args=(done,)) for _ in range(JOBS)]
     for thread in threads:

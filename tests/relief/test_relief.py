@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from memguard import release_memory
+from memguard import limit_arenas, release_memory
 from memguard.relief import Relief, default_steps, held_free_bytes
 from memguard.relief._relief import run_steps
 from memguard.testing import FakeClock
@@ -136,3 +136,21 @@ def test_the_allocator_says_what_it_holds_free():
     held = held_free_bytes()
 
     assert held is None or held >= 0
+
+
+def test_the_users_word_on_arenas_is_never_overridden(monkeypatch):
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "7")
+    assert not limit_arenas()
+    monkeypatch.delenv("MALLOC_ARENA_MAX")
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.arena_max=5")
+    assert not limit_arenas()
+
+
+def test_without_glibc_arenas_are_not_limited(monkeypatch):
+    monkeypatch.setattr("memguard.relief._allocator._glibc", lambda: None)
+    assert not limit_arenas()
+
+
+def test_no_arena_at_all_is_refused():
+    with pytest.raises(ValueError, match="got 0"):
+        limit_arenas(0)

@@ -17,6 +17,7 @@ from memguard.breaker._breaker import (
 )
 from memguard.breaker._config import BreakerMode, make_config
 from memguard.breaker._guarding import Cost, wrap
+from memguard.relief import limit_arenas
 from memguard.settings import settings
 from memguard.units import ByteSize, Threshold
 
@@ -38,7 +39,8 @@ def default_breaker() -> MemoryCircuitBreaker:
     Return the breaker of this process; the same object for all its life.
 
     Its defaults come from ``MEMGUARD_LIMIT``, ``MEMGUARD_OPEN_AT``, ``MEMGUARD_MODE`` and ``MEMGUARD_CHECK_INTERVAL``;
-    what :func:`configure` was told goes before them.
+    what :func:`configure` was told goes before them. The first call also limits glibc's arenas
+    (:func:`~memguard.limit_arenas`), unless ``MEMGUARD_ARENAS=keep``: make it early.
 
     Raises:
         ValueError: One of these holds a wrong value; the text names it.
@@ -47,6 +49,8 @@ def default_breaker() -> MemoryCircuitBreaker:
         return _made[0]
     with _lock:
         if not _made:
+            if settings().arenas != "keep":
+                limit_arenas()
             _made.append(MemoryCircuitBreaker(**_arguments()))
         return _made[0]
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 ASSUMED_GROWTH_BYTES_PER_SECOND = 4 * 1024**3
 """
-A process may fill memory at this rate: one thread was seen to touch 2 GiB/s. With 1 GiB/s assumed, one of 20 bursts from
-half of 256 MiB was killed before it was refused.
+A process may fill memory at this rate: one thread was seen to touch 2 GiB/s. With 1 GiB/s assumed, one of 20 bursts
+from half of 256 MiB was killed before it was refused.
 """
 
 SHORTEST_SECONDS = 0.005
