@@ -18,11 +18,12 @@ def test_each_variable_is_read():
             "MEMGUARD_MODE": "observe",
             "MEMGUARD_CHECK_INTERVAL": "0.5",
             "MEMGUARD_CHUNK_SIZE": "500",
+            "MEMGUARD_BATCH_SIZE": "50",
             "MEMGUARD_FORCE_GC": "off",
         }
     )
 
-    assert found == Settings(512 * 1024**2, 0.75, "observe", 0.5, 500, force_gc=False)
+    assert found == Settings(512 * 1024**2, 0.75, "observe", 0.5, 500, 50, force_gc=False)
 
 
 @pytest.mark.parametrize(

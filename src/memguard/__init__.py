@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from memguard.errors import MemguardError as MemguardError
     from memguard.errors import MemoryCircuitBreakerError as MemoryCircuitBreakerError
     from memguard.errors import SamplingError as SamplingError
+    from memguard.policy import AdaptiveBatchSize as AdaptiveBatchSize
     from memguard.relief import ReliefReport as ReliefReport
     from memguard.relief import ReliefStep as ReliefStep
     from memguard.relief import limit_arenas as limit_arenas
@@ -71,6 +72,7 @@ _HOMES = {
         "MemoryCircuitBreakerError",
         "SamplingError",
     ),
+    "memguard.policy": ("AdaptiveBatchSize",),
     "memguard.relief": (
         "ReliefReport",
         "ReliefStep",

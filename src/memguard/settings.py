@@ -29,6 +29,7 @@ class Settings:
         mode: ``MEMGUARD_MODE``: ``enforce``, ``observe`` or ``off``.
         check_interval: ``MEMGUARD_CHECK_INTERVAL``: seconds between two readings at most.
         chunk_size: ``MEMGUARD_CHUNK_SIZE``: items to a chunk.
+        batch_size: ``MEMGUARD_BATCH_SIZE``: rows to a batch.
         force_gc: ``MEMGUARD_FORCE_GC``: whether relief may run a garbage collection.
         arenas: ``MEMGUARD_ARENAS``: ``keep`` leaves the allocator's arenas alone.
     """
@@ -38,6 +39,7 @@ class Settings:
     mode: str | None = None
     check_interval: float | None = None
     chunk_size: int | None = None
+    batch_size: int | None = None
     force_gc: bool | None = None
     arenas: str | None = None
 
@@ -65,6 +67,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         mode=read("MEMGUARD_MODE", _one_of("enforce", "observe", "off")),
         check_interval=read("MEMGUARD_CHECK_INTERVAL", _seconds),
         chunk_size=read("MEMGUARD_CHUNK_SIZE", _count),
+        batch_size=read("MEMGUARD_BATCH_SIZE", _count),
         force_gc=read("MEMGUARD_FORCE_GC", _switch),
         arenas=read("MEMGUARD_ARENAS", _one_of("keep")),
     )

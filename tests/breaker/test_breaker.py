@@ -404,3 +404,26 @@ def test_a_forked_child_does_not_wait_for_its_parents_threads():
         breaker._core.lock.release()
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert not breaker.allows(300 * MIB)
+
+
+def test_a_breaker_that_is_stuck_says_so_and_tries_again(caplog):
+    breaker, _, clock = scripted(0.85)
+    changes = []
+    breaker.on_change.connect(changes.append)
+    breaker.tick()
+    assert not breaker.allows()
+
+    clock.advance(31)
+    with caplog.at_level(logging.WARNING, "memguard"):
+        breaker.tick()
+
+    assert breaker.state == "half-open"
+    assert breaker.allows()
+    assert changes[-1].stuck
+    assert breaker.statistics().stuck == 1
+    assert breaker.health()["stuck"]
+    assert "stuck with 850 MiB in use" in caplog.text
+    with breaker.reserve("40 MiB"):
+        pass
+    with pytest.raises(MemoryCircuitBreakerError):
+        breaker.reserve("60 MiB").__enter__()

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import inspect
+import mmap
 
 import pytest
 from test_breaker import MIB, scripted
 
 from memguard import MemoryCircuitBreakerError
+from memguard.breaker._learning import CostLearner
 
 
 def plain(x=1):
@@ -226,3 +229,93 @@ def test_only_callables_are_guarded():
     breaker, _, _ = scripted(0.5)
     with pytest.raises(TypeError, match="got 5"):
         breaker.guard(5)
+
+
+def test_the_first_call_of_an_unknown_cost_runs_alone():
+    breaker, _, _ = scripted(0.5)
+    seen = []
+
+    @breaker.guard(cost="auto")
+    def work():
+        seen.append(reserved(breaker))
+        with pytest.raises(MemoryCircuitBreakerError):
+            contextvars.Context().run(work)
+
+    work()
+
+    assert seen == [150 * MIB + 1]
+    assert reserved(breaker) == 0
+
+
+@pytest.mark.parametrize("kind", ["plain", "coroutine", "generator", "async generator"])
+def test_a_cost_is_learned_from_the_peak_of_calls(kind):
+    breaker, _, _ = scripted(0.1, limit=4000 * MIB)
+    seen = []
+
+    def take():
+        with mmap.mmap(-1, 64 * MIB) as block:  # never pages that the allocator had
+            for _ in range(64):
+                block.write(b"x" * MIB)
+        seen.append(reserved(breaker) / MIB)
+
+    if kind == "plain":
+        call = breaker.guard(cost="auto")(take)
+    elif kind == "coroutine":
+
+        @breaker.guard(cost="auto")
+        async def work():
+            take()
+
+        call = lambda: asyncio.run(work())  # noqa: E731
+    elif kind == "generator":
+
+        @breaker.guard(cost="auto")
+        def work():
+            yield take()
+
+        call = lambda: list(work())  # noqa: E731
+    else:
+
+        @breaker.guard(cost="auto")
+        async def work():
+            yield take()
+
+        async def walk():
+            return [each async for each in work()]
+
+        call = lambda: asyncio.run(walk())  # noqa: E731
+
+    for _ in range(4):
+        call()
+
+    assert seen[0] == pytest.approx(1400, abs=1)
+    assert seen[1] == pytest.approx(256, rel=0.2)
+    assert seen[2] == pytest.approx(128, rel=0.2)
+    assert seen[3] == pytest.approx(80, rel=0.2)
+    assert reserved(breaker) == 0
+
+
+def test_calls_that_run_beside_each_other_are_charged_their_share():
+    learner = CostLearner()
+    samples = [learner.begin() for _ in range(4)]
+    with mmap.mmap(-1, 64 * MIB) as block:
+        for _ in range(64):
+            block.write(b"x" * MIB)
+        for sample in samples:
+            learner.end(sample)
+
+    assert learner.cost.nbytes == pytest.approx(16 * MIB, rel=0.2)
+    assert learner.cost.samples == 4
+
+
+def test_what_fails_while_it_begins_to_measure_holds_nothing(monkeypatch):
+    breaker, _, _ = scripted(0.5)
+
+    def fail():
+        raise OSError("no status file")
+
+    monkeypatch.setattr("memguard.breaker._learning.measure_cheaply", fail)
+    with pytest.raises(OSError, match="no status file"):
+        breaker.guard(cost="auto")(plain)()
+
+    assert reserved(breaker) == 0

@@ -208,3 +208,50 @@ def test_chunks_halve_down_to_the_smallest_and_double_back_after_calm():
 @given(st.integers(1, 10**6), st.floats(0, 10), st.floats(1e-4, 1))
 def test_a_slice_is_at_least_one_item_and_at_most_twice_the_last(items, seconds, target):
     assert 1 <= slice_size(items, seconds, target) <= items * 2
+
+
+def stuck_at(fraction, seconds, *, reserved_bytes=0):
+    lines, circuit = Lines.of(0.8).at(GIB), Circuit()
+    for now in (0.0, seconds):
+        circuit = next_circuit(circuit, int(fraction * GIB), lines, now, reserved_bytes=reserved_bytes)
+    return circuit, lines
+
+
+def test_what_stays_open_with_nothing_reserved_and_nothing_changing_is_tried_with_raised_lines():
+    circuit, lines = stuck_at(0.85, 30.0)
+
+    assert (circuit.state, circuit.permits, circuit.level) == (State.HALF_OPEN, 1, Level.WARNING)
+    assert circuit.lines(lines).open == pytest.approx(0.9 * GIB, abs=2)
+    for _ in range(3):
+        circuit = next_circuit(circuit, int(0.85 * GIB), lines, 31.0)
+    assert circuit.state is State.CLOSED
+    assert next_circuit(circuit, int(0.91 * GIB), lines, 32.0).state is State.OPEN
+
+
+@pytest.mark.parametrize(
+    ("fraction", "seconds", "reserved_bytes"),
+    [
+        pytest.param(0.85, 29.0, 0, id="not for long"),
+        pytest.param(0.85, 30.0, 1, id="somebody holds bytes"),
+        pytest.param(0.92, 30.0, 0, id="no room is left"),
+    ],
+)
+def test_it_is_not_stuck_while(fraction, seconds, reserved_bytes):
+    assert stuck_at(fraction, seconds, reserved_bytes=reserved_bytes)[0].state is State.OPEN
+
+
+def test_it_is_not_stuck_while_usage_changes():
+    lines, circuit = Lines.of(0.8).at(GIB), Circuit()
+    for second in range(60):
+        circuit = next_circuit(circuit, int((0.82 + 0.03 * (second // 20 % 2)) * GIB), lines, float(second))
+
+    assert circuit.state is State.OPEN
+
+
+def test_raised_lines_come_back_once_usage_falls():
+    circuit, lines = stuck_at(0.85, 30.0)
+
+    circuit = next_circuit(circuit, int(0.7 * GIB), lines, 31.0)
+
+    assert circuit.lines(lines) == lines
+    assert next_circuit(circuit, int(0.81 * GIB), lines, 32.0).state is State.OPEN

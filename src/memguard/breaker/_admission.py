@@ -77,6 +77,15 @@ class Admission:
         with self._core.lock:
             return not self.enforcing or (not self._line and self._fits(nbytes))
 
+    def room_bytes(self) -> int:
+        """Return what is left below the line if nobody holds any; never negative."""
+        usage = self._core.current()
+        with self._core.lock:
+            lines, ledger = self._core.lines, self._core.ledger
+            assert lines is not None
+            unreserved = ledger.counted_bytes(usage.used_bytes) - ledger.reserved_bytes
+            return max(0, lines.open - max(0, unreserved))
+
     # ----- entering
 
     def enter(self, nbytes: int, timeout: float | None, *, nested: bool = False) -> Grant:

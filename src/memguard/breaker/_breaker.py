@@ -183,7 +183,8 @@ class MemoryCircuitBreaker:
 
         Args:
             fn: The function, where the decorator is used without parentheses.
-            cost: Bytes to reserve for a call: a size, a callable of the call's arguments, or None to check only.
+            cost: Bytes to reserve for a call: a size, a callable of the call's arguments, ``"auto"``, or None to check
+                only. ``"auto"`` measures calls and learns; the first ones run one at a time, so give it a *timeout*.
             timeout: Seconds to wait for room, as for :meth:`reserve`.
         """
         check_timeout(timeout)
@@ -241,6 +242,7 @@ class MemoryCircuitBreaker:
             admitted=admission.admitted,
             refused=admission.refused,
             opened=core.opened,
+            stuck=core.stuck,
             readings=core.readings,
             relief_runs=admission.relief.runs,
             relief_freed_bytes=admission.relief.freed_bytes,
@@ -262,6 +264,7 @@ class MemoryCircuitBreaker:
             "rss_bytes": usage.rss_bytes,
             "reserved_bytes": self._core.ledger.reserved_bytes,
             "waiting": self._admission.waiting,
+            "stuck": self._core.circuit.raised_bytes is not None,
             "retry_after": self.retry_after,
         }
 
@@ -282,6 +285,9 @@ class MemoryCircuitBreaker:
         return f"<MemoryCircuitBreaker {self._core.name!r}, {self.state}>"
 
     # ----- for the package
+
+    def _room_bytes(self) -> int:
+        return self._admission.room_bytes()
 
     def _apply(self, config: Config) -> None:
         """Go by *config* from now on, in place."""

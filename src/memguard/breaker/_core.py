@@ -35,12 +35,15 @@ class BreakerChange:
         after: The state now.
         level: The level now.
         usage: The reading that decided.
+        stuck: Whether it was found stuck: open for half a minute while nothing was reserved and nothing changed. It
+            tries with raised lines; better is a new process.
     """
 
     before: State
     after: State
     level: Level
     usage: MemoryUsage
+    stuck: bool = False
 
 
 class _Begun(NamedTuple):
@@ -59,6 +62,7 @@ class Core:
         self.on_change: Signal[BreakerChange] = Signal(f"{name}.on_change")
         self.readings = 0
         self.opened = 0
+        self.stuck = 0
         self._numbers = itertools.count(1)
         self._decided = 0
         self._events: deque[BreakerChange] = deque()
@@ -132,13 +136,15 @@ class Core:
                 return self.usage  # one that began later has decided already
             self._decided = begun.number
             before = self.circuit
-            after = next_circuit(before, usage.used_bytes, lines, now)
-            self.circuit, self.usage, self.lines = after, usage, lines
+            after = next_circuit(before, usage.used_bytes, lines, now, reserved_bytes=self.ledger.reserved_bytes)
+            self.circuit, self.usage, self.lines = after, usage, after.lines(lines)
             self.ledger.observe(usage.used_bytes, begun.booked_bytes)
             self.readings += 1
             if after.state is not before.state or after.level is not before.level:
                 self.opened += after.state is State.OPEN and before.state is not State.OPEN
-                self._events.append(BreakerChange(before.state, after.state, after.level, usage))
+                self.stuck += _found_stuck(before, after)
+                change = BreakerChange(before.state, after.state, after.level, usage, _found_stuck(before, after))
+                self._events.append(change)
             self.refusing = after.state is State.OPEN and self.config.mode == "enforce"
             self.stale_at = now + reading_interval(usage.headroom_bytes, self.config.check_interval)
         self._tell()
@@ -208,6 +214,18 @@ class Core:
             usage.percent,
             usage.source,
         )
+        if change.stuck:
+            _log.warning(
+                "%s: stuck with %s in use, of which nothing is reserved and nothing comes back; tries up to %s, one at "
+                "a time; restart the process when you can",
+                self.name,
+                format_bytes(usage.used_bytes),
+                format_bytes(0 if self.lines is None else self.lines.open),
+            )
+
+
+def _found_stuck(before: Circuit, after: Circuit) -> bool:
+    return after.raised_bytes is not None and before.raised_bytes != after.raised_bytes
 
 
 def _sampler(config: Config) -> Sampler:

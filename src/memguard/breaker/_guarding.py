@@ -10,6 +10,7 @@ import inspect
 from collections.abc import AsyncGenerator, Callable, Generator
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, TypeVar
 
+from memguard.breaker._learning import CostLearner, LearnedReservation
 from memguard.breaker._reservation import Reservation
 from memguard.units import ByteSize, parse_bytes
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 Cost: TypeAlias = ByteSize | Callable[..., ByteSize] | None
+_Reserve: TypeAlias = Callable[[tuple[Any, ...], dict[str, Any]], Reservation | LearnedReservation]
 Kind: TypeAlias = Literal["plain", "coroutine", "generator", "async generator"]
 
 
@@ -38,7 +40,7 @@ def kind_of(fn: Callable[..., Any]) -> Kind:
 
 def check_cost(cost: Cost) -> Cost:
     """Return *cost* if it can be meant."""
-    if cost is None or callable(cost):
+    if cost is None or cost == "auto" or callable(cost):
         return cost
     return parse_bytes(cost)
 
@@ -54,10 +56,7 @@ def wrap(breaker: Callable[[], MemoryCircuitBreaker], fn: Callable[P, R], cost: 
         raise TypeError(f"guard wraps a function, got {fn!r}")
     cost = check_cost(cost)
 
-    def reserve(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reservation:
-        nbytes = cost(*args, **kwargs) if callable(cost) else cost
-        return breaker().reserve(0 if nbytes is None else nbytes, timeout=timeout)
-
+    reserve = _learned(breaker, timeout) if cost == "auto" else _told(breaker, cost, timeout)
     kind = kind_of(fn)
     if kind == "plain":
         wrapper = _plain(breaker, fn, reserve, checks_only=cost is None)
@@ -68,9 +67,26 @@ def wrap(breaker: Callable[[], MemoryCircuitBreaker], fn: Callable[P, R], cost: 
     return functools.update_wrapper(wrapper, fn)
 
 
-def _plain(
-    breaker: Callable[[], MemoryCircuitBreaker], fn: Any, reserve: Callable[..., Reservation], *, checks_only: bool
-) -> Any:
+def _told(breaker: Callable[[], MemoryCircuitBreaker], cost: Cost, timeout: float | None) -> _Reserve:
+    def reserve(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reservation:
+        nbytes = cost(*args, **kwargs) if callable(cost) else cost
+        return breaker().reserve(0 if nbytes is None else nbytes, timeout=timeout)
+
+    return reserve
+
+
+def _learned(breaker: Callable[[], MemoryCircuitBreaker], timeout: float | None) -> _Reserve:
+    learner = CostLearner()
+
+    def reserve(args: tuple[Any, ...], kwargs: dict[str, Any]) -> LearnedReservation:  # noqa: ARG001 - one signature
+        asked = breaker()
+        nbytes = learner.cost.booked_bytes(asked._room_bytes())
+        return LearnedReservation(asked.reserve(nbytes, timeout=timeout), learner)
+
+    return reserve
+
+
+def _plain(breaker: Callable[[], MemoryCircuitBreaker], fn: Any, reserve: _Reserve, *, checks_only: bool) -> Any:
     if not checks_only:
 
         def booked(*args: Any, **kwargs: Any) -> Any:
@@ -88,7 +104,7 @@ def _plain(
     return checked
 
 
-def _coroutine(fn: Any, reserve: Callable[..., Reservation]) -> Any:
+def _coroutine(fn: Any, reserve: _Reserve) -> Any:
     async def wrapper(*args: Any, **kwargs: Any) -> Any:
         async with reserve(args, kwargs):
             return await fn(*args, **kwargs)
@@ -96,7 +112,7 @@ def _coroutine(fn: Any, reserve: Callable[..., Reservation]) -> Any:
     return wrapper
 
 
-def _generator(fn: Any, reserve: Callable[..., Reservation]) -> Any:
+def _generator(fn: Any, reserve: _Reserve) -> Any:
     def wrapper(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         with reserve(args, kwargs) as held:
             # A generator shares its caller's context: only while a step runs is this reservation the one around.
@@ -126,7 +142,7 @@ def _generator(fn: Any, reserve: Callable[..., Reservation]) -> Any:
     return wrapper
 
 
-def _async_generator(fn: Any, reserve: Callable[..., Reservation]) -> Any:
+def _async_generator(fn: Any, reserve: _Reserve) -> Any:
     async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
         async with reserve(args, kwargs) as held:
             held.deactivate()

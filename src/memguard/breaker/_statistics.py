@@ -18,6 +18,7 @@ class BreakerStatistics:
         admitted: Reservations admitted.
         refused: Checks and reservations refused; in observe mode those that would have been.
         opened: How often the circuit opened.
+        stuck: How often it was found stuck: open for half a minute while nothing was reserved and nothing changed.
         readings: Readings taken.
         relief_runs: How often relief ran.
         relief_freed_bytes: What it gave back in all.
@@ -28,6 +29,7 @@ class BreakerStatistics:
     admitted: int
     refused: int
     opened: int
+    stuck: int
     readings: int
     relief_runs: int
     relief_freed_bytes: int

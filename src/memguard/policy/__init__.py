@@ -4,15 +4,19 @@ Decisions as pure functions and values: lines and levels, the circuit, the ledge
 Nothing here measures, waits, starts a thread or reads a clock.
 """
 
+from memguard.policy._batch import AdaptiveBatchSize
 from memguard.policy._cadence import reading_interval
 from memguard.policy._chunks import ChunkSize, slice_size
 from memguard.policy._circuit import Circuit, State, next_circuit
+from memguard.policy._cost import LearnedCost
 from memguard.policy._ledger import Ledger
 from memguard.policy._lines import LineBytes, Lines, next_level
 
 __all__ = [
+    "AdaptiveBatchSize",
     "ChunkSize",
     "Circuit",
+    "LearnedCost",
     "Ledger",
     "LineBytes",
     "Lines",

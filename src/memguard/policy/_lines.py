@@ -21,13 +21,20 @@ class LineBytes(NamedTuple):
     The lines at one limit, in bytes.
 
     Attributes:
+        limit: The limit itself.
         capped: Whether an absolute line lay above 95 % of the limit and acts there.
     """
 
     warn: int
     close: int
     open: int
+    limit: int
     capped: bool
+
+    def above(self, used_bytes: int) -> LineBytes:
+        """Return the lines of a process that keeps *used_bytes* whatever it does: halfway from there to 95 %."""
+        room = int(self.limit * _HIGHEST_FRACTION) - used_bytes
+        return self._replace(close=used_bytes + room * 3 // 8, open=used_bytes + room // 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +75,7 @@ class Lines:
         if close >= top:
             close = top * 15 // 16
         warn, _ = _in_bytes(self.warn_at, limit_bytes, cap)
-        return LineBytes(min(warn, close), close, top, capped)
+        return LineBytes(min(warn, close), close, top, limit_bytes, capped)
 
     def describe(self) -> str:
         """Return the lines for people."""

@@ -6,7 +6,7 @@ Nothing here decides. Linux is read from ``/proc`` and cgroup files; everything 
 
 from memguard.sampling._cgroup import LevelFiles, Place, own_place
 from memguard.sampling._machine import Machine, Sampler, memory_limit, memory_usage
-from memguard.sampling._peak import PeakMeasurement, measure_peak
+from memguard.sampling._peak import PeakMeasurement, measure_cheaply, measure_peak
 from memguard.sampling._procfs import status_bytes
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "PeakMeasurement",
     "Place",
     "Sampler",
+    "measure_cheaply",
     "measure_peak",
     "memory_limit",
     "memory_usage",

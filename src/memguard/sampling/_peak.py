@@ -246,6 +246,11 @@ class PeakMeasurement:
         self.kept_bytes = end_bytes - start_bytes
 
 
+def measure_cheaply() -> PeakMeasurement:
+    """Measure by the kernel's mark, or by a thread that looks now and then where there is none; never tracemalloc."""
+    return PeakMeasurement("kernel" if _KernelMark.works() else "sampled")
+
+
 def measure_peak(*, meter: MeterName | None = None) -> PeakMeasurement:
     """
     Measure the peak of a block: ``with measure_peak() as peak: ...``, then ``peak.peak_bytes``.

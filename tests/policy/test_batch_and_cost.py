@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import numbers
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memguard import AdaptiveBatchSize, Level
+from memguard.policy import LearnedCost
+from memguard.settings import settings
+
+NORMAL, WARNING, CRITICAL = Level
+MIB = 1024**2
+
+
+def test_the_batch_gives_way_by_level_and_grows_back_after_calm():
+    batch = AdaptiveBatchSize()
+
+    assert batch.size == 100
+    assert batch.observe(WARNING) == 50
+    assert batch.observe(CRITICAL) == 25
+    assert batch.observe(WARNING) == 25
+    assert [batch.observe(NORMAL) for _ in range(8)] == [25, 25, 25, 50, 50, 50, 50, 100]
+
+
+def test_a_failed_batch_takes_the_next_smaller_step_down_to_the_last():
+    batch = AdaptiveBatchSize((100, 50, 25))
+
+    assert [(batch.failed(), batch.size) for _ in range(3)] == [(True, 50), (True, 25), (False, 25)]
+
+
+def test_the_environment_sets_the_largest_batch(monkeypatch):
+    monkeypatch.setenv("MEMGUARD_BATCH_SIZE", "500")
+    settings.cache_clear()
+
+    assert [AdaptiveBatchSize().observe(level) for level in Level] == [500, 250, 125]
+
+
+@pytest.mark.parametrize("steps", [(), (0,), (25, 50), (50, 50)])
+def test_steps_that_do_not_fall_are_refused(steps):
+    with pytest.raises(ValueError, match="falling order"):
+        AdaptiveBatchSize(steps)
+
+
+@pytest.mark.parametrize("steps", [(True,), (2.5, 1)])
+def test_steps_that_are_no_whole_numbers_are_refused(steps):
+    with pytest.raises(TypeError):
+        AdaptiveBatchSize(steps)
+
+
+@given(st.lists(st.sampled_from([*Level, "failed"])), st.sets(st.integers(1, 1000), min_size=1, max_size=6))
+def test_the_size_is_always_one_of_the_steps(story, steps):
+    ladder = tuple(sorted(steps, reverse=True))
+    batch = AdaptiveBatchSize(ladder)
+    for step in story:
+        if isinstance(step, numbers.Integral):
+            batch.observe(step)
+        else:
+            assert batch.failed() is (batch.size != ladder[-1]) or batch.size == ladder[-1]
+        assert batch.size in ladder
+        if step is CRITICAL:
+            assert batch.size == ladder[-1]
+
+
+def test_an_unknown_cost_books_more_than_half_of_the_room():
+    assert LearnedCost().booked_bytes(200 * MIB) == 100 * MIB + 1
+
+
+def test_trust_grows_with_each_measurement():
+    cost, booked = LearnedCost(), []
+    for _ in range(3):
+        cost = cost.measured(10 * MIB, 10 * MIB)
+        booked.append(cost.booked_bytes(1000 * MIB) / MIB)
+
+    assert booked == [40, 20, 12.5]
+
+
+def test_a_learned_cost_above_the_room_is_tried_alone():
+    assert LearnedCost(5, 900 * MIB).booked_bytes(200 * MIB) == 200 * MIB
+    assert LearnedCost(5, 0).booked_bytes(0) == 1
+
+
+def test_a_call_that_reused_free_pages_does_not_make_the_next_look_cheap():
+    cost = LearnedCost(3, 16 * MIB)
+
+    assert cost.measured(0, 20 * MIB).nbytes == 16 * MIB
+    assert cost.measured(0, 0).nbytes == 15 * MIB
+
+
+@given(st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 1000))))
+def test_the_cost_covers_the_last_call_and_never_leaves_what_was_seen(calls):
+    cost, most = LearnedCost(), 0
+    for low, more in calls:
+        cost = cost.measured(low, low + more)
+        most = max(most, low)
+        assert low <= cost.nbytes <= most
+    assert cost.samples == len(calls)
+
+
+def test_every_early_call_is_measured_and_later_one_in_sixteen():
+    assert all(LearnedCost(samples=7).wants(call) for call in range(40))
+    assert sum(LearnedCost(samples=8).wants(call) for call in range(160)) == 10
