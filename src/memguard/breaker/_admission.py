@@ -23,6 +23,7 @@ from memguard.values import MemoryUsage
 
 _LONGEST_POLL_SECONDS = 0.25
 _REUSE_FRACTION = 0.95
+_CLOSED = State.CLOSED  # looked up at each reservation
 
 
 @dataclass(slots=True)
@@ -66,16 +67,11 @@ class Admission:
         """Callers in line."""
         return len(self._line)
 
-    @property
-    def enforcing(self) -> bool:
-        """Whether anything is refused at all."""
-        return self._core.config.mode == "enforce"
-
     def allows(self, nbytes: int) -> bool:
         """Tell whether *nbytes* would be booked now."""
         self._core.current()
         with self._core.lock:
-            return not self.enforcing or (not self._line and self._fits(nbytes))
+            return not self._core.enforcing or (not self._line and self._fits(nbytes))
 
     def room_bytes(self) -> int:
         """Return what is left below the line if nobody holds any; never negative."""
@@ -95,7 +91,9 @@ class Admission:
         Raises:
             MemoryCircuitBreakerError: There was no room in time, or there can never be.
         """
-        grant = self._at_once(nbytes, nested)
+        core = self._core
+        grant = self._try(nbytes, nested) if core.clock() < core.stale_at else None
+        grant = grant or self._at_once(nbytes, nested)
         if grant is not None:
             return grant
         if in_event_loop():
@@ -137,19 +135,22 @@ class Admission:
         return self._try(nbytes, nested)
 
     def _try(self, nbytes: int, nested: bool) -> Grant | None:
-        with self._core.lock:
-            if self.enforcing and ((self._line and not nested) or not self._fits(nbytes, nested)):
+        core = self._core
+        with core.lock:
+            if self.dropped:
+                self._free_dropped()
+            fits = self._fits(nbytes, nested)
+            if core.enforcing and (not fits or (self._line and not nested)):
                 return None
+            self.refused += not fits
             return self._book(nbytes)
 
     # ----- under the lock
 
     def _fits(self, nbytes: int, nested: bool = False) -> bool:
         core = self._core
-        circuit = core.circuit
-        if circuit.state is State.OPEN:
-            return False
-        if circuit.state is State.HALF_OPEN and self._on_ramp >= circuit.permits and not nested:
+        state = core.circuit.state
+        if state is not _CLOSED and (state is State.OPEN or (self._on_ramp >= core.circuit.permits and not nested)):
             return False
         if nbytes == 0:
             return True
@@ -158,14 +159,12 @@ class Admission:
         return core.ledger.fits(nbytes, core.usage.used_bytes, core.lines.open)
 
     def _book(self, nbytes: int) -> Grant:
-        if self.enforcing is False and not self._fits(nbytes):
-            self.refused += 1
-        self._free_dropped()
-        on_ramp = self._core.circuit.state is not State.CLOSED
+        core = self._core
+        on_ramp = core.circuit.state is not _CLOSED
         self._on_ramp += on_ramp
-        self._core.ledger.book(nbytes)
+        core.ledger.book(nbytes)
         self.admitted += 1
-        return Grant(nbytes, self._core.ledger, on_ramp)
+        return Grant(nbytes, core.ledger, on_ramp)
 
     def _free(self, grant: Grant) -> None:
         # A grant from before a fork belongs to the parent's ledger.
@@ -223,7 +222,7 @@ class Admission:
         woken: list[_Waiter] = []
         with self._core.lock:
             self._free_dropped()
-            while self._line and (not self.enforcing or self._fits(self._line[0].nbytes, self._line[0].nested)):
+            while self._line and (not self._core.enforcing or self._fits(self._line[0].nbytes, self._line[0].nested)):
                 waiter = self._line.popleft()
                 waiter.grant = self._book(waiter.nbytes)
                 woken.append(waiter)

@@ -138,7 +138,11 @@ class MemoryCircuitBreaker:
             TypeError: *nbytes* or *timeout* is of another kind.
             ValueError: *nbytes* cannot be meant, or *timeout* is negative.
         """
-        return Reservation(self._admission, parse_bytes(nbytes), check_timeout(timeout))
+        if type(nbytes) is not int or nbytes < 0:
+            nbytes = parse_bytes(nbytes)
+        if timeout is not None and (type(timeout) is not float or not timeout >= 0):
+            timeout = check_timeout(timeout)
+        return Reservation(self._admission, nbytes, timeout)
 
     def by_level(self, normal: T, warning: T, critical: T) -> T:
         """Return the one that goes with the level: ``top = breaker.by_level(50, 25, 10)``."""

@@ -88,11 +88,12 @@ class Core:
     def apply(self, config: Config) -> None:
         """Go by *config* from now on; the next reading decides by it."""
         self.config = config
+        self.enforcing = config.mode == "enforce"
         self.sampler = _sampler(config)
         self._warned = False
         self.lines = None
         self.stale_at = float("-inf")
-        self.refusing = config.mode == "enforce" and self.circuit.state is State.OPEN
+        self.refusing = self.enforcing and self.circuit.state is State.OPEN
 
     def current(self) -> MemoryUsage:
         """Return the last reading if it is fresh, else take one."""
@@ -145,7 +146,7 @@ class Core:
                 self.stuck += _found_stuck(before, after)
                 change = BreakerChange(before.state, after.state, after.level, usage, _found_stuck(before, after))
                 self._events.append(change)
-            self.refusing = after.state is State.OPEN and self.config.mode == "enforce"
+            self.refusing = after.state is State.OPEN and self.enforcing
             self.stale_at = now + reading_interval(usage.headroom_bytes, self.config.check_interval)
         self._tell()
         return usage

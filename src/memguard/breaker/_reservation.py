@@ -26,17 +26,19 @@ class Reservation:
     at the latest when it is garbage.
     """
 
+    # Where most reservations stay: set on the class, they cost nothing to make.
+    _state: str = "new"
+    _grant: Grant | None = None
+    _outer: Reservation | None = None
+    _token: contextvars.Token[Reservation | None] | None = None
+    _drawn_bytes = 0
+    _lent_bytes = 0
+
     def __init__(self, admission: Admission, nbytes: int, timeout: float | None) -> None:
         self._admission = admission
         self._nbytes = nbytes
         self._timeout = timeout
         self._lock = threading.Lock()
-        self._grant: Grant | None = None
-        self._outer: Reservation | None = None
-        self._drawn_bytes = 0
-        self._lent_bytes = 0
-        self._state = "new"
-        self._token: contextvars.Token[Reservation | None] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -55,24 +57,28 @@ class Reservation:
             raise RuntimeError("a plain `with` would block the event loop while it waits; use `async with`")
         rest = self._begin()
         try:
-            self._booked(self._drawn() or self._admission.enter(rest, self._timeout, nested=self._outer is not None))
+            if self._outer is None:
+                self._grant = self._admission.enter(rest, self._timeout)
+            else:
+                self._grant = self._drawn() or self._admission.enter(rest, self._timeout, nested=True)
         except BaseException:
             self._give_up()
             raise
-        self.activate()
+        self._state = "held"
+        self._token = _around.set(self)
         return self
 
     async def __aenter__(self) -> Self:
         """Book the bytes as ``with`` does, without blocking the event loop while waiting."""
         rest = self._begin()
         try:
-            self._booked(
-                self._drawn() or await self._admission.aenter(rest, self._timeout, nested=self._outer is not None)
-            )
+            nested = self._outer is not None
+            self._grant = self._drawn() or await self._admission.aenter(rest, self._timeout, nested=nested)
         except BaseException:
             self._give_up()
             raise
-        self.activate()
+        self._state = "held"
+        self._token = _around.set(self)
         return self
 
     def __exit__(
@@ -95,8 +101,12 @@ class Reservation:
             if self._state != "held":
                 return
             self._state = "released"
-            free = self._nbytes - self._lent_bytes
-        self._return(free)
+            lent = self._lent_bytes
+        if self._outer is None and not lent:
+            assert self._grant is not None
+            self._admission.leave(self._grant)
+        else:
+            self._return(self._nbytes - lent)
 
     def resize(self, nbytes: ByteSize) -> None:
         """
@@ -157,7 +167,10 @@ class Reservation:
             if self._state != "new":
                 raise RuntimeError(f"a reservation is entered once; this one is {self._state}, make another")
             self._state = "entering"
-        self._outer = self._find_outer()
+        outer = _around.get()
+        if outer is None:
+            return self._nbytes
+        self._outer = self._nearest(outer)
         if self._outer is not None:
             self._drawn_bytes = self._outer._lend(self._nbytes)
         return self._nbytes - self._drawn_bytes
@@ -168,8 +181,8 @@ class Reservation:
             return None
         return self._admission.nothing()
 
-    def _find_outer(self) -> Reservation | None:
-        outer = _around.get()
+    def _nearest(self, outer: Reservation | None) -> Reservation | None:
+        """Return the reservation of this breaker that is held around this one, from *outer* outwards."""
         while outer is not None and (outer._state != "held" or outer._admission is not self._admission):
             outer = outer._outer
         return outer
@@ -181,11 +194,6 @@ class Reservation:
             lent = min(nbytes, self._nbytes - self._lent_bytes)
             self._lent_bytes += lent
             return lent
-
-    def _booked(self, grant: Grant) -> None:
-        with self._lock:
-            self._grant = grant
-            self._state = "held"
 
     def _give_up(self) -> None:
         self._state = "refused"

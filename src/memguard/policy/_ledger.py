@@ -46,7 +46,8 @@ class Ledger:
 
     def fits(self, nbytes: int, used_bytes: int, line_bytes: int) -> bool:
         """Tell whether *nbytes* more stay at or below *line_bytes*."""
-        return self.counted_bytes(used_bytes) + nbytes <= line_bytes
+        room_bytes = line_bytes - nbytes
+        return used_bytes + self._young_bytes <= room_bytes and self._floor_bytes + self.reserved_bytes <= room_bytes
 
     def book(self, nbytes: int) -> None:
         """Count *nbytes* as reserved."""
@@ -58,4 +59,5 @@ class Ledger:
         """Count *nbytes* as no longer reserved."""
         assert 0 <= nbytes <= self.reserved_bytes, f"{nbytes} of {self.reserved_bytes} bytes given back"
         self.reserved_bytes -= nbytes
-        self._young_bytes = min(self._young_bytes, self.reserved_bytes)
+        if self._young_bytes > self.reserved_bytes:  # noqa: PLR1730 - a call of min() is a tenth of a reservation
+            self._young_bytes = self.reserved_bytes
