@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from memguard.errors import MemoryCircuitBreakerError as MemoryCircuitBreakerError
     from memguard.errors import SamplingError as SamplingError
     from memguard.policy import AdaptiveBatchSize as AdaptiveBatchSize
+    from memguard.relief import AllocatorUsage as AllocatorUsage
     from memguard.relief import ReliefReport as ReliefReport
     from memguard.relief import ReliefStep as ReliefStep
+    from memguard.relief import allocator_usage as allocator_usage
     from memguard.relief import limit_arenas as limit_arenas
     from memguard.relief import release_memory as release_memory
     from memguard.sampling import PeakMeasurement as PeakMeasurement
@@ -74,8 +76,10 @@ _HOMES = {
     ),
     "memguard.policy": ("AdaptiveBatchSize",),
     "memguard.relief": (
+        "AllocatorUsage",
         "ReliefReport",
         "ReliefStep",
+        "allocator_usage",
         "limit_arenas",
         "release_memory",
     ),

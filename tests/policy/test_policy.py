@@ -162,20 +162,22 @@ def test_growth_outside_of_reservations_is_not_missed():
 
 @given(st.lists(st.tuples(st.sampled_from(["book", "observe", "free"]), st.integers(0, 1000)), max_size=60))
 def test_the_ledger_counts_at_least_what_is_used_and_what_is_new(steps):
-    ledger, held, used, young = Ledger(), [], 0, 0
+    ledger, held, used, young, ended = Ledger(), [], 0, 0, 0
     for step, number in steps:
         if step == "book":
             ledger.book(number)
             held.append(number)
             young += number
         elif step == "free" and held:
-            ledger.free(held.pop(number % len(held)))
+            freed = held.pop(number % len(held))
+            ledger.free(freed)
+            ended += freed
             young = min(young, sum(held))
         elif step == "observe":
-            used, young = number, 0
+            used, young, ended = number, 0, 0
             ledger.observe(used)
         assert ledger.reserved_bytes == sum(held)
-        assert used + young <= ledger.counted_bytes(used) <= used + sum(held)
+        assert used + young <= ledger.counted_bytes(used) <= used + sum(held) + ended
 
 
 @pytest.mark.parametrize(
@@ -255,3 +257,72 @@ def test_raised_lines_come_back_once_usage_falls():
 
     assert circuit.lines(lines) == lines
     assert next_circuit(circuit, int(0.81 * GIB), lines, 32.0).state is State.OPEN
+
+
+def test_what_was_given_back_counts_until_a_reading_that_began_later():
+    ledger = Ledger()
+    ledger.observe(100)
+    ledger.book(50)
+    before = ledger.mark()
+    ledger.free(50)
+    assert ledger.counted_bytes(100) == 150
+
+    ledger.observe(100, before)
+    assert ledger.counted_bytes(100) == 150
+    ledger.observe(100, ledger.mark())
+    assert ledger.counted_bytes(100) == 100
+
+
+def test_what_ended_jobs_left_with_the_allocator_does_not_pass_for_that_of_running_ones():
+    ledger = Ledger()
+    ledger.observe(100, kept_bytes=10)
+    ledger.book(50)
+    ledger.book(80)
+    ledger.free(50)
+
+    ledger.observe(150, kept_bytes=60)
+
+    assert ledger.counted_bytes(150) == 100 + 50 + 80
+
+
+def test_bytes_given_back_linger_until_their_thread_goes_on_or_for_a_while():
+    ledger = Ledger()
+    ledger.observe(100)
+    for nbytes in (50, 20, 10):
+        ledger.book(nbytes)
+    for thread, nbytes in ((1, 50), (2, 20)):
+        ledger.free(nbytes)
+        ledger.linger(nbytes, thread, until=9.0)
+    assert ledger.counted_bytes(100) == 180
+
+    ledger.gone(1)
+    assert ledger.counted_bytes(100) == 130
+    ledger.settle(8.9)
+    assert ledger.counted_bytes(100) == 130
+    ledger.settle(9.0)
+    assert ledger.counted_bytes(100) == 110
+
+
+def test_nothing_lingers_beside_a_reading_that_sees_nobody_else():
+    ledger = Ledger()
+    ledger.observe(100)
+    ledger.book(50)
+    ledger.free(50)
+    ledger.linger(50, 1, until=9.0)
+
+    ledger.observe(150)
+
+    assert ledger.counted_bytes(150) == 150
+
+
+def test_what_lingers_counts_beside_a_reading_that_began_before_it():
+    ledger = Ledger()
+    ledger.observe(100)
+    ledger.book(50)
+    began = ledger.mark()
+    ledger.free(50)
+    ledger.linger(50, 1, until=9.0)
+
+    ledger.observe(100, began)
+
+    assert ledger.counted_bytes(100) == 150

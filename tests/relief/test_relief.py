@@ -1,14 +1,20 @@
 from __future__ import annotations
 
 import gc
+import logging
+import os
+import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 
-from memguard import limit_arenas, release_memory
-from memguard.relief import Relief, default_steps, held_free_bytes
+import memguard.relief._allocator as allocator
+from memguard import allocator_usage, limit_arenas, release_memory
+from memguard.relief import AllocatorUsage, Relief, Step, Tops, default_steps, held_free_bytes
 from memguard.relief._relief import run_steps
+from memguard.relief._tops import _Lowered
 from memguard.testing import FakeClock
 
 MIB = 1024**2
@@ -33,7 +39,7 @@ class Memory:
 def test_each_step_is_measured():
     memory, clock = Memory(100 * MIB), FakeClock()
 
-    report = run_steps([("a", memory.free(30 * MIB)), ("b", memory.free(5 * MIB))], memory.read, clock)
+    report = run_steps([Step("a", memory.free(30 * MIB)), Step("b", memory.free(5 * MIB))], memory.read, clock)
 
     assert [(step.name, step.freed_bytes) for step in report.steps] == [("a", 30 * MIB), ("b", 5 * MIB)]
     assert report.freed_bytes == 35 * MIB
@@ -47,7 +53,7 @@ def test_useful_relief_runs_again_after_twenty_times_its_duration():
         clock.advance(0.1)
         memory.used -= 50 * MIB
 
-    relief = Relief([("slow", slow)], clock)
+    relief = Relief([Step("slow", slow)], clock)
     assert relief.attempt(memory.read)
     memory.used = 100 * MIB
 
@@ -60,7 +66,7 @@ def test_useful_relief_runs_again_after_twenty_times_its_duration():
 
 def test_useless_relief_backs_off_up_to_half_a_minute():
     memory, clock = Memory(100 * MIB), FakeClock()
-    relief = Relief([("nothing", lambda: None)], clock)
+    relief = Relief([Step("nothing", lambda: None)], clock)
     pauses = []
     for _ in range(5):
         assert relief.attempt(memory.read)
@@ -74,7 +80,7 @@ def test_useless_relief_backs_off_up_to_half_a_minute():
 
 def test_a_finalizer_that_asks_again_during_relief_is_sent_away():
     memory, answers = Memory(100 * MIB), []
-    relief = Relief([("again", lambda: answers.append(relief.attempt(memory.read)))])
+    relief = Relief([Step("again", lambda: answers.append(relief.attempt(memory.read)))])
 
     assert relief.attempt(memory.read)
     assert answers == [False]
@@ -90,7 +96,7 @@ def test_whoever_comes_while_one_runs_waits_for_it_and_does_not_run_another():
         inside.set()
         assert go.wait(30)
 
-    relief = Relief([("step", step)])
+    relief = Relief([Step("step", step)])
     first = threading.Thread(target=relief.attempt, args=(memory.read,))
     first.start()
     assert inside.wait(30)
@@ -106,14 +112,14 @@ def test_whoever_comes_while_one_runs_waits_for_it_and_does_not_run_another():
 
 
 def test_a_step_that_raises_leaves_the_way_free():
-    relief = Relief([("bad", lambda: 1 / 0)])
+    relief = Relief([Step("bad", lambda: 1 / 0)])
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
             relief.attempt(lambda: 0)
 
 
 def test_without_forced_collection_only_the_allocator_is_asked():
-    assert [name for name, _ in default_steps(collect=False)] == ["trim"]
+    assert [step.name for step in default_steps(collect=False)] == ["trim", "tops"]
 
 
 def test_garbage_in_cycles_is_collected():
@@ -154,3 +160,188 @@ def test_without_glibc_arenas_are_not_limited(monkeypatch):
 def test_no_arena_at_all_is_refused():
     with pytest.raises(ValueError, match="got 0"):
         limit_arenas(0)
+
+
+def test_a_step_that_tells_what_it_is_worth_is_asked_instead_of_waiting():
+    memory, clock, worth = Memory(100 * MIB), FakeClock(), [20 * MIB]
+    relief = Relief([Step("worth", lambda: None, worth=lambda: worth[0])], clock)
+    assert relief.attempt(memory.read)
+
+    worth[0] = 35 * MIB
+    assert not relief.due
+    worth[0] = 36 * MIB
+    assert relief.due
+
+
+def test_a_step_that_knows_what_it_is_worth_rests_a_quarter_of_a_second_at_most():
+    clock = FakeClock()
+    memory = Memory(100 * MIB)
+
+    def slow():
+        clock.advance(1)
+        memory.used -= 50 * MIB
+
+    relief = Relief([Step("slow", slow, worth=lambda: 0)], clock)
+    assert relief.attempt(memory.read)
+
+    assert not relief.due
+    clock.advance(0.25)
+    assert relief.due
+
+
+def test_arenas_are_not_limited_once_many_threads_run(monkeypatch, caplog):
+    monkeypatch.setattr(allocator.threading, "active_count", lambda: 9)
+
+    with caplog.at_level(logging.INFO, "memguard"):
+        assert not limit_arenas()
+
+    assert "too late to limit glibc's arenas: 9 threads run" in caplog.text
+
+
+def test_the_allocator_says_what_it_has_in_hand():
+    before = allocator_usage()
+    if before.name != "glibc":
+        assert before.free_bytes is None
+        pytest.skip(f"the allocator here is {before.name}")
+    block = bytearray(40 * MIB)
+    after = allocator_usage(count_arenas=True)
+
+    handed_out = lambda usage: usage.in_use_bytes + usage.mapped_bytes  # noqa: E731
+    assert handed_out(after) - handed_out(before) == pytest.approx(len(block), rel=0.05)
+    assert after.arenas >= 1
+    assert before.arenas is None
+
+
+@pytest.mark.parametrize(
+    ("platform", "preloaded", "host", "name"),
+    [
+        ("linux", "jemalloc", "x86_64-pc-linux-gnu", "jemalloc"),
+        ("linux", None, "x86_64-pc-linux-musl", "musl"),
+        ("linux", None, "x86_64-unknown-linux-gnu", "unknown"),
+        ("darwin", None, "", "macos"),
+        ("win32", None, "", "windows"),
+        ("freebsd14", None, "", "unknown"),
+    ],
+)
+def test_another_allocator_is_named_and_left_alone(monkeypatch, platform, preloaded, host, name):
+    monkeypatch.setattr(allocator, "_PLATFORM", platform)
+    monkeypatch.setattr(allocator, "_glibc", lambda: None)
+    monkeypatch.setattr(allocator, "_preloaded", lambda: preloaded)
+    monkeypatch.setattr(allocator.sysconfig, "get_config_var", lambda _: host)
+    monkeypatch.setattr("psutil.heap_info", lambda: SimpleNamespace(heap_used=7, mmap_used=2), raising=False)
+
+    usage = allocator_usage()
+
+    assert usage.name == name
+    assert usage.in_use_bytes == (None if platform == "linux" else 7)
+    assert usage.free_bytes is held_free_bytes() is None
+    assert not allocator.trim()
+    assert not limit_arenas()
+    assert not Tops().give_back()
+    assert not Tops().give_back_own()
+    assert allocator.resident_free_bytes(100) == 0
+
+
+def test_an_allocator_that_psutil_cannot_ask_gives_no_figures(monkeypatch):
+    monkeypatch.setattr(allocator, "_PLATFORM", "darwin")
+    monkeypatch.setattr(allocator, "_glibc", lambda: None)
+    monkeypatch.delattr("psutil.heap_info", raising=False)
+
+    assert allocator_usage() == AllocatorUsage("macos")
+
+
+TOPS = """
+import sys, threading
+from memguard.relief import Tops, allocator_usage
+from memguard import memory_usage
+MIB = 1024**2
+go, filled = threading.Event(), threading.Barrier(13)
+def work():
+    for _ in range(3):
+        block = bytearray(9 * MIB)
+        del block
+    filled.wait()
+    filled.wait()
+    if sys.argv[1] == "own":
+        Tops().give_back_own()
+    filled.wait()
+    go.wait()
+threads = [threading.Thread(target=work) for _ in range(12)]
+for thread in threads: thread.start()
+filled.wait()
+before = memory_usage().rss_bytes
+filled.wait()
+filled.wait()
+if sys.argv[1] == "all":
+    tried = [Tops().give_back() for _ in range(2)]
+print(allocator_usage().name == "glibc", before - memory_usage().rss_bytes > 8 * MIB)
+go.set()
+for thread in threads: thread.join()
+"""
+
+
+@pytest.mark.skipif(allocator_usage().name != "glibc", reason="speaks of glibc's arenas")
+@pytest.mark.parametrize("way", ["all", "own"])
+def test_the_tops_of_arenas_come_back_while_their_threads_live(way):
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    # So that freed blocks stay at the tops, whatever the sizes before did to the thresholds.
+    env |= {"MALLOC_MMAP_THRESHOLD_": str(32 * MIB), "MALLOC_TRIM_THRESHOLD_": str(64 * MIB)}
+
+    out = subprocess.run(
+        [sys.executable, "-c", TOPS, way], capture_output=True, text=True, timeout=60, env=env, check=False
+    )
+
+    assert out.stdout == "True True\n", out.stderr
+
+
+@pytest.mark.parametrize(
+    ("environ", "kept"),
+    [
+        ({}, {-1: 64 * MIB, -3: 32 * MIB}),
+        ({"MALLOC_TRIM_THRESHOLD_": "4096"}, {-1: 4096, -3: 32 * MIB}),
+        ({"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=65536"}, {-1: 128 * 1024}),
+        ({"GLIBC_TUNABLES": "a=1:glibc.malloc.trim_threshold=0x1000"}, {-1: 4096, -3: 32 * MIB}),
+        ({"MALLOC_TRIM_THRESHOLD_": "much"}, {-1: 64 * MIB, -3: 32 * MIB}),
+    ],
+)
+def test_the_users_thresholds_are_set_again(monkeypatch, environ, kept):
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    said = []
+    library = SimpleNamespace(mallopt=lambda *asked: said.append(asked))
+
+    with _Lowered(library):
+        assert said == [(-1, MIB)]
+
+    assert dict(said[1:]) == kept
+
+
+def test_where_no_thread_can_be_started_the_tops_of_fewer_come_back(monkeypatch):
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    monkeypatch.setattr("memguard.relief._tops.held_free_bytes", lambda: 100 * MIB)
+    monkeypatch.setattr("memguard.relief._tops._count_arenas", lambda library: 4)
+    monkeypatch.setattr("memguard.relief._tops._glibc", lambda: SimpleNamespace(mallopt=lambda option, value: 1))
+
+    assert Tops().give_back()
+
+
+def test_where_threads_only_make_more_arenas_it_is_not_tried_a_third_time(monkeypatch):
+    counts = iter([4, 8, 8, 16, 16, 16])
+    library = SimpleNamespace(mallopt=lambda option, value: 1, malloc=lambda size: 1, free=lambda block: None)
+    monkeypatch.setattr("memguard.relief._tops.held_free_bytes", lambda: 100 * MIB)
+    monkeypatch.setattr("memguard.relief._tops._count_arenas", lambda library: next(counts))
+    monkeypatch.setattr("memguard.relief._tops._glibc", lambda: library)
+    own = Tops()
+
+    assert [own.give_back() for _ in range(3)] == [True, True, False]
+
+
+def test_one_arena_is_left_to_the_trim(monkeypatch):
+    monkeypatch.setattr("memguard.relief._tops.held_free_bytes", lambda: 100 * MIB)
+    monkeypatch.setattr("memguard.relief._tops._count_arenas", lambda library: 1)
+    monkeypatch.setattr("memguard.relief._tops._glibc", SimpleNamespace)
+
+    assert not Tops().give_back()

@@ -17,12 +17,14 @@ from dataclasses import dataclass, field
 from memguard.breaker._core import Core, seconds_left
 from memguard.errors import MemoryCircuitBreakerError
 from memguard.policy import Ledger, State
-from memguard.relief import Relief, held_free_bytes
+from memguard.relief import Relief, tops
 from memguard.sampling import Sampler
 from memguard.values import MemoryUsage
 
 _LONGEST_POLL_SECONDS = 0.25
-_REUSE_FRACTION = 0.95
+_REUSE_FRACTION = 0.9
+_LINGER_SECONDS = 0.1
+"""Twenty switch intervals: a thread that left its reservation has freed what it held by then, or keeps it."""
 _CLOSED = State.CLOSED  # looked up at each reservation
 
 
@@ -124,15 +126,25 @@ class Admission:
 
     def _at_once(self, nbytes: int, nested: bool) -> Grant | None:
         usage = self._core.current()
+        with self._core.lock:
+            self._core.ledger.gone(threading.get_ident())
         grant = self._try(nbytes, nested) or self._after_reading(nbytes, nested)
         if grant is None and self._core.lines is not None and nbytes > self._core.lines.open:
             raise self._refusal(nbytes, usage)
         return grant
 
     def _after_reading(self, nbytes: int, nested: bool) -> Grant | None:
-        self._core.refresh()
+        self._read_again()
         self._serve()
         return self._try(nbytes, nested)
+
+    def _read_again(self) -> None:
+        if self._core.circuit.state is _CLOSED:
+            # Of one's own: another thread's may have begun before the last caller gave its bytes back.
+            self._core.read()
+        else:
+            # Readings move the ramp: a herd shall not take one each.
+            self._core.refresh()
 
     def _try(self, nbytes: int, nested: bool) -> Grant | None:
         core = self._core
@@ -185,11 +197,15 @@ class Admission:
 
     def leave(self, grant: Grant) -> None:
         """Give back what *grant* booked, and see who can go on."""
-        with self._core.lock:
+        core = self._core
+        with core.lock:
+            nbytes = grant.nbytes
             self._free(grant)
+            if self._line and core.config.sampler is None:
+                core.ledger.linger(nbytes, threading.get_ident(), core.clock() + _LINGER_SECONDS)
         if self._line:
             # What was given back is often still in the last reading.
-            self._core.refresh()
+            self._read_again()
             self._serve()
             self._wake_head()
 
@@ -285,6 +301,8 @@ class Admission:
         deadline = None if timeout is None else time.monotonic() + timeout
         event = threading.Event()
         waiter = _Waiter(nbytes, event.set, nested)
+        if self._core.config.sampler is None:
+            tops.give_back_own()  # who waits shall not sit on free memory
         self._join(waiter)
         try:
             while True:
@@ -393,13 +411,13 @@ class Admission:
         """
         core = self._core
         admitted = self.admitted
-        if core.usage is None or self._busy() or not self._held_bytes(core.usage):
+        if core.usage is None or self._busy() or not core.kept_bytes(core.usage):
             return None
         # Of one's own: another thread's may have begun before the last job took what it keeps.
         usage = core.read()
         lines = core.lines
         assert lines is not None
-        if usage.used_bytes - min(self._held_bytes(usage), usage.anon_bytes) + nbytes > lines.open:
+        if usage.used_bytes - core.kept_bytes(usage) + nbytes > lines.open:
             return None
         if usage.used_bytes + nbytes > usage.limit_bytes * _REUSE_FRACTION:
             return None
@@ -413,13 +431,6 @@ class Admission:
                 grant.on_ramp = True
                 self._on_ramp += 1
             return grant
-
-    def _held_bytes(self, usage: MemoryUsage) -> int:
-        """Return what this process's allocator holds free, as far as it is part of *usage*."""
-        if usage.malloc_free_bytes is not None:
-            return usage.malloc_free_bytes
-        # A foreign sampler speaks of something else than this process.
-        return held_free_bytes() or 0 if self._core.config.sampler is None else 0
 
     def _busy(self) -> bool:
         return self._core.ledger.reserved_bytes > 0 or self._on_ramp > 0

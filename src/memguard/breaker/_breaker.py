@@ -19,7 +19,7 @@ from memguard.breaker._guarding import Cost, kind_of, wrap
 from memguard.breaker._reservation import Reservation
 from memguard.breaker._statistics import BreakerStatistics
 from memguard.policy import State
-from memguard.relief import Relief, default_steps
+from memguard.relief import Relief, default_steps, held_free_bytes
 from memguard.sampling import Sampler
 from memguard.settings import settings
 from memguard.signals import Signal
@@ -268,6 +268,7 @@ class MemoryCircuitBreaker:
             "rss_bytes": usage.rss_bytes,
             "reserved_bytes": self._core.ledger.reserved_bytes,
             "waiting": self._admission.waiting,
+            "allocator_free_bytes": held_free_bytes(),
             "stuck": self._core.circuit.raised_bytes is not None,
             "retry_after": self.retry_after,
         }

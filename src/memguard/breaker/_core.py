@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from memguard.breaker._config import Config
-from memguard.policy import Circuit, Ledger, LineBytes, State, next_circuit, reading_interval
+from memguard.policy import Circuit, Ledger, LineBytes, Mark, State, next_circuit, reading_interval
+from memguard.relief import resident_free_bytes
 from memguard.sampling import Machine, Sampler
 from memguard.signals import Signal
 from memguard.units import format_bytes
@@ -47,10 +48,11 @@ class BreakerChange:
 
 
 class _Begun(NamedTuple):
-    """A reading that begins: its number, and what was ever booked before it."""
+    """A reading that begins: its number, how far the ledger is, and when."""
 
     number: int
-    booked_bytes: int
+    mark: Mark
+    at: float
 
 
 class Core:
@@ -123,12 +125,19 @@ class Core:
         if relieve is not None and self._would_open(usage) and relieve(self._sample):
             begun = self._begin()
             usage = self._sample()
-        return self._decide(usage, begun)
+        return self._decide(usage, begun, self.kept_bytes(usage))
+
+    def kept_bytes(self, usage: MemoryUsage) -> int:
+        """Return what this process's allocator keeps without use, as far as it is resident and known."""
+        if usage.malloc_free_bytes is not None:
+            return min(usage.malloc_free_bytes, usage.anon_bytes)
+        # A foreign sampler speaks of something else than this process.
+        return resident_free_bytes(usage.anon_bytes) if self.config.sampler is None else 0
 
     def _begin(self) -> _Begun:
-        return _Begun(next(self._numbers), self.ledger.booked_bytes)
+        return _Begun(next(self._numbers), self.ledger.mark(), self.clock())
 
-    def _decide(self, usage: MemoryUsage, begun: _Begun) -> MemoryUsage:
+    def _decide(self, usage: MemoryUsage, begun: _Begun, kept_bytes: int) -> MemoryUsage:
         """Decide on *usage*; tell the listeners if something changed."""
         now = self.clock()
         lines = self._lines(usage.limit_bytes)
@@ -139,7 +148,8 @@ class Core:
             before = self.circuit
             after = next_circuit(before, usage.used_bytes, lines, now, reserved_bytes=self.ledger.reserved_bytes)
             self.circuit, self.usage, self.lines = after, usage, after.lines(lines)
-            self.ledger.observe(usage.used_bytes, begun.booked_bytes)
+            self.ledger.settle(begun.at)
+            self.ledger.observe(usage.used_bytes, begun.mark, kept_bytes)
             self.readings += 1
             if after.state is not before.state or after.level is not before.level:
                 self.opened += after.state is State.OPEN and before.state is not State.OPEN

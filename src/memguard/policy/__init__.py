@@ -9,7 +9,7 @@ from memguard.policy._cadence import reading_interval
 from memguard.policy._chunks import ChunkSize, slice_size
 from memguard.policy._circuit import Circuit, State, next_circuit
 from memguard.policy._cost import LearnedCost
-from memguard.policy._ledger import Ledger
+from memguard.policy._ledger import Ledger, Mark
 from memguard.policy._lines import LineBytes, Lines, next_level
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Ledger",
     "LineBytes",
     "Lines",
+    "Mark",
     "State",
     "next_circuit",
     "next_level",

@@ -9,19 +9,38 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple
 
-from memguard.relief._allocator import trim
+from memguard.relief._allocator import resident_free_bytes, trim
+from memguard.relief._tops import tops
 from memguard.sampling import memory_usage
 from memguard.units import format_bytes
 
-Step: TypeAlias = tuple[str, Callable[[], object]]
-
 _USEFUL_BYTES = 1024 * 1024
+_WORTH_BYTES = 16 * 1024**2
+_LONGEST_REST_SECONDS = 0.25
 _PAUSE_TIMES = 20
 """A relief that helped may cost a twentieth of the time."""
-_FIRST_PAUSE_SECONDS = 5.0
-_LONGEST_PAUSE_SECONDS = 30.0
+
+
+class Step(NamedTuple):
+    """
+    One way to give memory back.
+
+    Attributes:
+        name: Stands in reports.
+        act: Does it.
+        first_pause_seconds: How long to wait after it was of no use, doubled each time.
+        longest_pause_seconds: And not longer than this.
+        worth: Tells how many bytes it may give back, at most. Where it is given it is asked instead of waiting: the
+            step runs again once there are 16 MiB more than the last run left.
+    """
+
+    name: str
+    act: Callable[[], object]
+    first_pause_seconds: float = 5.0
+    longest_pause_seconds: float = 30.0
+    worth: Callable[[], int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +80,13 @@ class ReliefReport:
 
 
 def default_steps(*, collect: bool = True) -> tuple[Step, ...]:
-    """Return the steps there are: garbage first, since only what is free can be trimmed."""
-    steps: tuple[Step, ...] = (("trim", trim),)
-    return (("collect", gc.collect), *steps) if collect else steps
+    """Return the steps there are: garbage first, since only what is free can be given back."""
+    steps = (Step("trim", trim, worth=_free_bytes), Step("tops", tops.give_back, worth=_free_bytes))
+    return (Step("collect", gc.collect), *steps) if collect else steps
+
+
+def _free_bytes() -> int:
+    return resident_free_bytes(memory_usage().anon_bytes)
 
 
 def run_steps(steps: Sequence[Step], read: Callable[[], int], clock: Callable[[], float]) -> ReliefReport:
@@ -71,10 +94,10 @@ def run_steps(steps: Sequence[Step], read: Callable[[], int], clock: Callable[[]
     before = now = read()
     began = at = clock()
     done = []
-    for name, step in steps:
-        step()
+    for step in steps:
+        step.act()
         after, then = read(), clock()
-        done.append(ReliefStep(name, now - after, then - at))
+        done.append(ReliefStep(step.name, now - after, then - at))
         now, at = after, then
     return ReliefReport(tuple(done), before, now, at - began)
 
@@ -88,11 +111,44 @@ def release_memory() -> ReliefReport:
     return run_steps(default_steps(), lambda: memory_usage().rss_bytes, time.monotonic)
 
 
+@dataclass(slots=True)
+class _Throttle:
+    """When one step may run again."""
+
+    step: Step
+    rested_at: float = float("-inf")
+    due_at: float = float("-inf")
+    pause_seconds: float = 0.0
+    left_bytes: int = 0
+
+    def is_due(self, now: float) -> bool:
+        if now < self.rested_at:
+            return False
+        if now >= self.due_at:
+            return True
+        return self.step.worth is not None and self.step.worth() >= self.left_bytes + _WORTH_BYTES
+
+    def ran(self, now: float, seconds: float, *, useful: bool) -> None:
+        rest = _PAUSE_TIMES * seconds
+        if self.step.worth is not None:
+            # It knows that there is something. Beside busy threads most of its time was theirs.
+            rest = min(rest, _LONGEST_REST_SECONDS)
+        self.rested_at = self.due_at = now + rest
+        self.left_bytes = 0 if self.step.worth is None else self.step.worth()
+        if useful:
+            self.pause_seconds = 0.0
+            return
+        longer = max(self.step.first_pause_seconds, self.pause_seconds * 2)
+        self.pause_seconds = min(self.step.longest_pause_seconds, longer)
+        self.due_at = max(self.due_at, now + self.pause_seconds)
+
+
 class Relief:
     """
     Relief on demand, one at a time.
 
-    After one that helped there is a pause of 20 times its own duration; after a useless one of 5 s, doubled up to 30.
+    Each step pauses for 20 times its own duration at least; after a useless relief for a time of the step's own, which
+    doubles, unless it tells that there is more to give back.
 
     Args:
         steps: What to do, in order.
@@ -100,23 +156,22 @@ class Relief:
     """
 
     def __init__(self, steps: Sequence[Step], clock: Callable[[], float] = time.monotonic) -> None:
-        self._steps = tuple(steps)
+        self._throttles = tuple(_Throttle(step) for step in steps)
         self._clock = clock
         self._running = threading.Lock()
         self._runner: int | None = None
-        self._due_at: float | None = None
-        self._pause_seconds = 0.0
         self.runs = 0
         self.freed_bytes = 0
 
     @property
     def due(self) -> bool:
         """Whether a relief would run now."""
-        return bool(self._steps) and (self._due_at is None or self._clock() >= self._due_at)
+        now = self._clock()
+        return any(throttle.is_due(now) for throttle in self._throttles)
 
     def attempt(self, read: Callable[[], int]) -> bool:
         """
-        Run the steps if they are due; wait for one that another thread is at.
+        Run the steps that are due; wait for one that another thread is at.
 
         Returns:
             Whether a relief ended during the call: a new reading is worth taking.
@@ -130,19 +185,19 @@ class Relief:
                 return True
         try:
             self._runner = threading.get_ident()
-            self._note(run_steps(self._steps, read, self._clock))
+            now = self._clock()
+            due = [throttle for throttle in self._throttles if throttle.is_due(now)]
+            self._note(due, run_steps([throttle.step for throttle in due], read, self._clock))
         finally:
             self._runner = None
             self._running.release()
         return True
 
-    def _note(self, report: ReliefReport) -> None:
+    def _note(self, throttles: Sequence[_Throttle], report: ReliefReport) -> None:
         self.runs += 1
         self.freed_bytes += max(0, report.freed_bytes)
-        if report.freed_bytes >= max(_USEFUL_BYTES, report.before_bytes // 100):
-            self._pause_seconds = 0.0
-            self._due_at = self._clock() + _PAUSE_TIMES * report.seconds
-            return
-        longer = max(_FIRST_PAUSE_SECONDS, self._pause_seconds * 2)
-        self._pause_seconds = min(_LONGEST_PAUSE_SECONDS, longer)
-        self._due_at = self._clock() + self._pause_seconds
+        now = self._clock()
+        # As a whole: what a collection frees is given back by the steps after it.
+        useful = report.freed_bytes >= max(_USEFUL_BYTES, report.before_bytes // 100)
+        for throttle, done in zip(throttles, report.steps, strict=True):
+            throttle.ran(now, done.seconds, useful=useful)
