@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from measuring import Report, environment_of_child, in_turns, paired, read_options
@@ -84,28 +83,27 @@ def measure(report: Report, folder: Path, rows: int, rounds: int, rounds_of_ten:
     source.unlink()
     tenfold = Way("memguard", table(folder, rows * 10), rows * 10)
     seconds_of_ten = [tenfold() for _ in range(rounds_of_ten)]
+    # Without the round that warmed up, and compiled.
+    kept_of = {naive: rounds, ours: rounds, tenfold: rounds_of_ten}
 
     report.add("seconds, naive", got["naive"], "s", versus="seconds, memguard")
     report.add("seconds, memguard", got["memguard"], "s")
     report.add("seconds, memguard, 10 x rows", seconds_of_ten, "s", versus="seconds, memguard")
     bare = statistics.median(bare_mib() for _ in range(5))
-    grown = above(bare)
+    peaks = {way: [peak - bare for peak in way.peaks_mib[-kept:]] for way, kept in kept_of.items()}
     report.add("peak of a bare interpreter", [bare], "MiB")
-    report.add("peak above it, naive", grown(naive), "MiB", versus="peak above it, memguard")
-    report.add("peak above it, memguard", grown(ours), "MiB")
-    report.add("peak above its own start, memguard", ours.growths_mib, "MiB", versus="peak above it, memguard")
-    report.add("peak above it, memguard, 10 x rows", grown(tenfold), "MiB", versus="peak above it, memguard")
+    report.add("peak above it, naive", peaks[naive], "MiB", versus="peak above it, memguard")
+    report.add("peak above it, memguard", peaks[ours], "MiB")
+    report.add(
+        "peak above its own start, memguard", ours.growths_mib[-rounds:], "MiB", versus="peak above it, memguard"
+    )
+    report.add("peak above it, memguard, 10 x rows", peaks[tenfold], "MiB", versus="peak above it, memguard")
 
-    once, ten = statistics.median(grown(ours)), statistics.median(grown(tenfold))
+    once, ten = statistics.median(peaks[ours]), statistics.median(peaks[tenfold])
     report.target("peak above a bare interpreter", once, "MiB", 24)
     report.target("peak with 10 x the rows, difference", abs(ten - once), "MiB", 4)
     slower = paired(got["memguard"], got["naive"], lambda with_, without: with_ / without)
     report.target("time against the naive way", slower, "x", 1)
-
-
-def above(bare: float) -> Callable[[Way], list[float]]:
-    """Return what tells by how much the peaks of a way exceed *bare*."""
-    return lambda way: [peak - bare for peak in way.peaks_mib]
 
 
 def main() -> None:
