@@ -6,6 +6,7 @@ Everything a developer runs, with nothing but Python and pip: ``python3 dev.py C
     check           lint, types, import layers
     ci              check and test, with the seconds of each step
     accept [PART]   the long suite, whole or one part; prints a table
+    bench [NAME]    the benchmarks, all or those named; --quick for seconds instead of minutes
 
 Makes ``.venv`` once; set it aside to start over.
 """
@@ -36,6 +37,7 @@ ACCEPT = {
     "interpreters": ["tests/long/places.py", "interpreters"],
     "bare": ["tests/long/places.py", "bare"],
 }
+BENCHES = ["hot_paths", "reading", "import", "pacing", "demo"]
 
 
 def run(*command: str | Path) -> int:
@@ -132,12 +134,52 @@ def accept(parts: list[str]) -> int:
     return steps(chosen)
 
 
+def install_peers() -> None:
+    """Install what the benchmarks measure memguard beside, once; what cannot be installed is left out."""
+    import tomllib
+
+    peers = tomllib.loads((HERE / "pyproject.toml").read_text())["dependency-groups"]["bench"]
+    stamp = VENV / "memguard-bench"
+    if stamp.exists() and stamp.read_text() == repr(peers):
+        return
+    install: list[str | Path] = [sys.executable, "-m", "pip", "--python", PYTHON, "install", "--quiet", "--no-input"]
+    missing = [peer for peer in peers if run(*install, peer)]
+    if missing:
+        print(f"dev.py: goes on without {', '.join(missing)}", flush=True)
+    else:
+        stamp.write_text(repr(peers))
+
+
+def bench(arguments: list[str]) -> int:
+    """Run the benchmarks named, or all, and say which targets were met; return how many broke down."""
+    quick = [argument for argument in arguments if argument == "--quick"]
+    names = [argument for argument in arguments if argument != "--quick"] or BENCHES
+    unknown = set(names) - set(BENCHES)
+    if unknown:
+        raise SystemExit(f"dev.py: no benchmark {sorted(unknown)}; there are {', '.join(BENCHES)}")
+    install_peers()
+    broken = [name for name in names if run(*python(f"benchmarks/bench_{name}.py", *quick))]
+    print("\nbenchmark        result")
+    for name in names:
+        lines = ["broke down"] if name in broken else verdicts(name, quick=bool(quick))
+        print("\n".join(f"{name:<16} {line}" for line in lines))
+    return len(broken)
+
+
+def verdicts(name: str, *, quick: bool) -> list[str]:
+    """Return a line for each target of the benchmark *name*, from the file that it wrote."""
+    import json
+
+    result = HERE / "benchmarks" / "results" / f"{name}{'-quick' if quick else ''}.json"
+    return [target["text"] for target in json.loads(result.read_text(encoding="utf-8"))["targets"]]
+
+
 def main() -> int:
     """Read the command line and do it."""
     if sys.version_info < OLDEST:
         raise SystemExit(f"dev.py: memguard needs Python 3.11 or newer, this is {sys.version.split()[0]}")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("command", choices=["demo", "test", "check", "ci", "accept"])
+    parser.add_argument("command", choices=["demo", "test", "check", "ci", "accept", "bench"])
     options, rest = parser.parse_known_args()
     if options.command == "ci":
         return ci()
@@ -146,6 +188,8 @@ def main() -> int:
         return steps(CHECKS)
     if options.command == "accept":
         return accept(rest)
+    if options.command == "bench":
+        return bench(rest)
     if options.command == "demo":
         return run(*python("-m", "memguard", "demo", *rest))
     return run(*python("-m", "pytest", *rest))
