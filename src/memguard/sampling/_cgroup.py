@@ -191,13 +191,13 @@ class LevelFiles:
         self._hides_ancestors = hides_ancestors
         self._source = f"cgroup v{version} {name}"
         if version == 2:
-            self._usage = KeptFile(directory / "memory.current")
-            self._limits = {self._source: KeptFile(directory / "memory.max")}
-            self._limits[f"{self._source} memory.high"] = KeptFile(directory / "memory.high")
+            self._usage = _number_file(directory / "memory.current")
+            self._limits = {self._source: _number_file(directory / "memory.max")}
+            self._limits[f"{self._source} memory.high"] = _number_file(directory / "memory.high")
             self._keys = (b"active_file ", b"inactive_file ", b"file_dirty ", b"file_writeback ")
         else:
-            self._usage = KeptFile(directory / "memory.usage_in_bytes")
-            self._limits = {self._source: KeptFile(directory / "memory.limit_in_bytes")}
+            self._usage = _number_file(directory / "memory.usage_in_bytes")
+            self._limits = {self._source: _number_file(directory / "memory.limit_in_bytes")}
             self._keys = (
                 b"total_active_file ",
                 b"total_inactive_file ",
@@ -215,7 +215,7 @@ class LevelFiles:
                 found = limit, source
         if self._hides_ancestors:
             # v1 tells the smallest limit over all ancestors, also of those above the mount.
-            hidden = _stat_value(b"\n" + _read(self._stat), b"hierarchical_memory_limit ")
+            hidden = _stat_value(b"\n" + _read(self._stat) + b"\n", b"hierarchical_memory_limit ")
             if hidden is not None and hidden < (found[0] if found else _NO_LIMIT_V1):
                 found = hidden, f"{self._source} hierarchical_memory_limit"
         return found
@@ -225,7 +225,7 @@ class LevelFiles:
         usage = _number(_read(self._usage))
         if usage is None:
             return None
-        stat = b"\n" + _read(self._stat)
+        stat = b"\n" + _read(self._stat) + b"\n"
         active, inactive, dirty, writeback = (_stat_value(stat, key) or 0 for key in self._keys)
         return usage - min(usage, max(0, active + inactive - dirty - writeback))
 
@@ -258,6 +258,10 @@ def level_files(place: Place) -> list[LevelFiles]:
     ]
 
 
+def _number_file(path: Path) -> KeptFile:
+    return KeptFile(path, most_bytes=64)
+
+
 def _read(file: KeptFile) -> bytes:
     """Read *file*; a missing file is an empty one: root cgroups lack some, kernels others."""
     try:
@@ -281,5 +285,7 @@ def _stat_value(stat: bytes, key: bytes) -> int | None:
     if start < 0:
         return None
     start += len(key) + 1
-    end = stat.find(b"\n", start)
-    return _number(stat[start : end if end >= 0 else None])
+    try:
+        return int(stat[start : stat.find(b"\n", start)])
+    except ValueError:
+        return None

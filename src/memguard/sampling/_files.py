@@ -29,13 +29,18 @@ class KeptFile:
     """
     A kernel file at *path*, read whole from its start each time.
 
+    Args:
+        path: Where it is.
+        most_bytes: As large as it can be; a small buffer halves the cost of a file of one number.
+
     Safe in threads without a lock: the descriptor lives in one dict slot, whose operations are atomic.
     """
 
-    __slots__ = ("__weakref__", "_slot", "path")
+    __slots__ = ("__weakref__", "_most_bytes", "_slot", "path")
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, most_bytes: int = _MOST_BYTES) -> None:
         self.path = path
+        self._most_bytes = most_bytes
         self._slot: dict[str, _Descriptor] = {}
         _kept.add(self)
 
@@ -49,10 +54,10 @@ class KeptFile:
         kept = self._slot.get("fd")
         if kept is not None:
             if _is_still(kept):
-                return os.pread(kept.number, _MOST_BYTES, 0)
+                return os.pread(kept.number, self._most_bytes, 0)
             # The number is somebody else's by now: forget it, never close it.
             self._slot.pop("fd", None)
-        return os.pread(self._open().number, _MOST_BYTES, 0)
+        return os.pread(self._open().number, self._most_bytes, 0)
 
     def close(self) -> None:
         """Close the descriptor if it is still ours. A later read opens it again."""

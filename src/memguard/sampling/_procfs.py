@@ -35,7 +35,7 @@ class ProcessFiles:
     """What ``/proc/self`` says of this process."""
 
     def __init__(self, root: Path) -> None:
-        self._statm = KeptFile(root / "proc/self/statm")
+        self._statm = KeptFile(root / "proc/self/statm", most_bytes=256)
         self._status = KeptFile(root / "proc/self/status")
 
     def read(self) -> ProcessReading:

@@ -13,6 +13,7 @@ import asyncio
 import time
 import weakref
 from collections import deque
+from collections.abc import Awaitable
 from types import TracebackType
 from typing import Any, Self
 
@@ -33,10 +34,6 @@ class _Turns:
         self._rounds = 0
         self._looking = False
         self.began = float("-inf")
-
-    def over(self, max_block: float) -> bool:
-        """Tell whether the slice is used up."""
-        return time.perf_counter() - self.began >= max_block
 
     async def give_way(self) -> None:
         """Park until nothing else is ready and it is this task's turn."""
@@ -101,35 +98,41 @@ class LoopPacer:
 
     Args:
         max_block: Seconds that tasks may compute before they give way. 2 ms keep the 99th percentile of the loop's lag
-            near 1 ms at about 1 % of throughput.
+            near 1 ms. What that costs: benchmarks/bench_pacing.py.
     """
 
     def __init__(self, max_block: float = 0.002) -> None:
         self._max_block = check_max_block(max_block)
         self._turns: _Turns | None = None
+        self._nothing: asyncio.Future[None] | None = None
 
     async def __aenter__(self) -> Self:
         """Begin on the running loop."""
         self._turns = _turns_of_this_loop()
+        # Over already: awaiting it costs a third of a coroutine that does nothing.
+        self._nothing = asyncio.get_running_loop().create_future()
+        self._nothing.set_result(None)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """End. Nothing is held in between."""
-        self._turns = None
+        self._turns = self._nothing = None
 
-    async def tick(self) -> None:
+    def tick(self) -> Awaitable[None]:
         """
         Give way if the slice is used up; cheap if it is not. Call it after each small piece of work.
 
         Raises:
             RuntimeError: Outside of ``async with``.
         """
-        if self._turns is None:
+        turns = self._turns
+        if turns is None or self._nothing is None:
             raise RuntimeError("use `async with LoopPacer() as pacer` around the work")
-        if self._turns.over(self._max_block):
-            await self._turns.give_way()
+        if time.perf_counter() - turns.began < self._max_block:
+            return self._nothing
+        return turns.give_way()
 
 
 async def yield_to_loop() -> None:
