@@ -285,17 +285,39 @@ def test_what_ended_jobs_left_with_the_allocator_does_not_pass_for_that_of_runni
     assert ledger.counted_bytes(150) == 100 + 50 + 80
 
 
+class Living:
+    alive = True
+
+    def is_alive(self):
+        return self.alive
+
+
+def test_nothing_lingers_of_a_thread_that_has_ended():
+    ledger, thread = Ledger(), Living()
+    ledger.observe(100)
+    ledger.book(50)
+    ledger.book(1)
+    ledger.free(50)
+    ledger.linger(50, thread, until=9.0)
+
+    thread.alive = False
+    ledger.settle(0.0)
+
+    assert ledger.counted_bytes(100) == 101
+
+
 def test_bytes_given_back_linger_until_their_thread_goes_on_or_for_a_while():
     ledger = Ledger()
     ledger.observe(100)
     for nbytes in (50, 20, 10):
         ledger.book(nbytes)
-    for thread, nbytes in ((1, 50), (2, 20)):
+    one, other = Living(), Living()
+    for thread, nbytes in ((one, 50), (other, 20)):
         ledger.free(nbytes)
         ledger.linger(nbytes, thread, until=9.0)
     assert ledger.counted_bytes(100) == 180
 
-    ledger.gone(1)
+    ledger.gone(one)
     assert ledger.counted_bytes(100) == 130
     ledger.settle(8.9)
     assert ledger.counted_bytes(100) == 130
@@ -308,7 +330,7 @@ def test_nothing_lingers_beside_a_reading_that_sees_nobody_else():
     ledger.observe(100)
     ledger.book(50)
     ledger.free(50)
-    ledger.linger(50, 1, until=9.0)
+    ledger.linger(50, Living(), until=9.0)
 
     ledger.observe(150)
 
@@ -321,7 +343,7 @@ def test_what_lingers_counts_beside_a_reading_that_began_before_it():
     ledger.book(50)
     began = ledger.mark()
     ledger.free(50)
-    ledger.linger(50, 1, until=9.0)
+    ledger.linger(50, Living(), until=9.0)
 
     ledger.observe(100, began)
 

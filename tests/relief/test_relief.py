@@ -239,7 +239,7 @@ def test_another_allocator_is_named_and_left_alone(monkeypatch, platform, preloa
     assert not limit_arenas()
     assert not Tops().give_back()
     assert not Tops().give_back_own()
-    assert allocator.resident_free_bytes(100) == 0
+    assert allocator.heap_counts() is None
 
 
 def test_an_allocator_that_psutil_cannot_ask_gives_no_figures(monkeypatch):
@@ -345,3 +345,15 @@ def test_one_arena_is_left_to_the_trim(monkeypatch):
     monkeypatch.setattr("memguard.relief._tops._glibc", SimpleNamespace)
 
     assert not Tops().give_back()
+
+
+@pytest.mark.parametrize(
+    ("free", "used", "anon", "kept"),
+    [
+        pytest.param(30, 60, 100, 30, id="all that is held free is resident"),
+        pytest.param(80, 60, 100, 40, id="a part was returned already"),
+        pytest.param(30, 120, 100, 0, id="more was handed out than is touched"),
+    ],
+)
+def test_what_is_kept_is_held_free_and_resident(free, used, anon, kept):
+    assert allocator.HeapCounts(free, used).kept_bytes(anon) == kept

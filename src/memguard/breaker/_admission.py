@@ -23,8 +23,11 @@ from memguard.values import MemoryUsage
 
 _LONGEST_POLL_SECONDS = 0.25
 _REUSE_FRACTION = 0.9
-_LINGER_SECONDS = 0.1
-"""Twenty switch intervals: a thread that left its reservation has freed what it held by then, or keeps it."""
+_LINGER_SECONDS = 1.0
+"""
+Beside 40 busy threads one waits up to half a second for the interpreter. By then a thread that left its reservation
+has freed what it held, or keeps it.
+"""
 _CLOSED = State.CLOSED  # looked up at each reservation
 
 
@@ -127,7 +130,7 @@ class Admission:
     def _at_once(self, nbytes: int, nested: bool) -> Grant | None:
         usage = self._core.current()
         with self._core.lock:
-            self._core.ledger.gone(threading.get_ident())
+            self._core.ledger.gone(threading.current_thread())
         grant = self._try(nbytes, nested) or self._after_reading(nbytes, nested)
         if grant is None and self._core.lines is not None and nbytes > self._core.lines.open:
             raise self._refusal(nbytes, usage)
@@ -201,8 +204,8 @@ class Admission:
         with core.lock:
             nbytes = grant.nbytes
             self._free(grant)
-            if self._line and core.config.sampler is None:
-                core.ledger.linger(nbytes, threading.get_ident(), core.clock() + _LINGER_SECONDS)
+            if self._line and core.config.sampler is None and not in_event_loop():
+                core.ledger.linger(nbytes, threading.current_thread(), core.clock() + _LINGER_SECONDS)
         if self._line:
             # What was given back is often still in the last reading.
             self._read_again()
@@ -411,13 +414,13 @@ class Admission:
         """
         core = self._core
         admitted = self.admitted
-        if core.usage is None or self._busy() or not core.kept_bytes(core.usage):
+        if core.usage is None or self._busy() or not core.kept_bytes:
             return None
         # Of one's own: another thread's may have begun before the last job took what it keeps.
         usage = core.read()
         lines = core.lines
         assert lines is not None
-        if usage.used_bytes - core.kept_bytes(usage) + nbytes > lines.open:
+        if usage.used_bytes - core.kept_bytes + nbytes > lines.open:
             return None
         if usage.used_bytes + nbytes > usage.limit_bytes * _REUSE_FRACTION:
             return None

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from memguard.breaker._config import Config
 from memguard.policy import Circuit, Ledger, LineBytes, Mark, State, next_circuit, reading_interval
-from memguard.relief import resident_free_bytes
+from memguard.relief import HeapCounts, heap_counts
 from memguard.sampling import Machine, Sampler
 from memguard.signals import Signal
 from memguard.units import format_bytes
@@ -48,10 +48,11 @@ class BreakerChange:
 
 
 class _Begun(NamedTuple):
-    """A reading that begins: its number, how far the ledger is, and when."""
+    """A reading that begins: its number, how far the ledger is, what the allocator has in hand, and when."""
 
     number: int
     mark: Mark
+    heap: HeapCounts | None
     at: float
 
 
@@ -70,6 +71,8 @@ class Core:
         self._events: deque[BreakerChange] = deque()
         self._warned = False
         self.usage: MemoryUsage | None = None
+        self.kept_bytes = 0
+        """What this process's allocator kept without use in the last reading, as far as it is resident and known."""
         self.circuit = Circuit()
         self.lines: LineBytes | None = None
         # What the hot path looks at: good until then, and whether it must look closer at all.
@@ -125,19 +128,18 @@ class Core:
         if relieve is not None and self._would_open(usage) and relieve(self._sample):
             begun = self._begin()
             usage = self._sample()
-        return self._decide(usage, begun, self.kept_bytes(usage))
-
-    def kept_bytes(self, usage: MemoryUsage) -> int:
-        """Return what this process's allocator keeps without use, as far as it is resident and known."""
-        if usage.malloc_free_bytes is not None:
-            return min(usage.malloc_free_bytes, usage.anon_bytes)
-        # A foreign sampler speaks of something else than this process.
-        return resident_free_bytes(usage.anon_bytes) if self.config.sampler is None else 0
+        return self._decide(usage, begun)
 
     def _begin(self) -> _Begun:
-        return _Begun(next(self._numbers), self.ledger.mark(), self.clock())
+        # The heap before the reading: what is taken in between then looks kept, which is the safe side. A foreign
+        # sampler speaks of something else than this process.
+        number = next(self._numbers)
+        with self.lock:
+            mark = self.ledger.mark()
+        heap = heap_counts() if self.config.sampler is None else None
+        return _Begun(number, mark, heap, self.clock())
 
-    def _decide(self, usage: MemoryUsage, begun: _Begun, kept_bytes: int) -> MemoryUsage:
+    def _decide(self, usage: MemoryUsage, begun: _Begun) -> MemoryUsage:
         """Decide on *usage*; tell the listeners if something changed."""
         now = self.clock()
         lines = self._lines(usage.limit_bytes)
@@ -149,7 +151,8 @@ class Core:
             after = next_circuit(before, usage.used_bytes, lines, now, reserved_bytes=self.ledger.reserved_bytes)
             self.circuit, self.usage, self.lines = after, usage, after.lines(lines)
             self.ledger.settle(begun.at)
-            self.ledger.observe(usage.used_bytes, begun.mark, kept_bytes)
+            self.kept_bytes = _kept_bytes(usage, begun.heap)
+            self.ledger.observe(usage.used_bytes, begun.mark, self.kept_bytes)
             self.readings += 1
             if after.state is not before.state or after.level is not before.level:
                 self.opened += after.state is State.OPEN and before.state is not State.OPEN
@@ -233,6 +236,12 @@ class Core:
                 format_bytes(usage.used_bytes),
                 format_bytes(0 if self.lines is None else self.lines.open),
             )
+
+
+def _kept_bytes(usage: MemoryUsage, heap: HeapCounts | None) -> int:
+    if usage.malloc_free_bytes is not None:
+        return min(usage.malloc_free_bytes, usage.anon_bytes)
+    return 0 if heap is None else heap.kept_bytes(usage.anon_bytes)
 
 
 def _found_stuck(before: Circuit, after: Circuit) -> bool:

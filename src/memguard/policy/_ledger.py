@@ -16,12 +16,19 @@ floor.
 
 What was given back may be in use still: it counts until a reading that began later. And a job that gave its bytes
 back has often not freed them yet: they are freed when its function returns, and beside many threads that takes a
-while. So its bytes may linger: they count until its thread asks for the next, or for a while.
+while. So its bytes may linger: they count until its thread asks for the next or ends, or for a while.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
+
+
+class Thread(Protocol):
+    """What the ledger wants to know of one."""
+
+    def is_alive(self) -> bool:
+        """Tell whether it has not ended."""
 
 
 class Mark(NamedTuple):
@@ -65,7 +72,7 @@ class Ledger:
         self._ended_bytes = 0
         self._seen_floor_bytes = 0
         self._floor_bytes = 0
-        self._lingering: dict[int, tuple[float, int]] = {}
+        self._lingering: dict[Thread, tuple[float, int]] = {}
         self._lingering_bytes = 0
         self._base = (0, 0)  # used and kept bytes, when nobody held any
 
@@ -116,7 +123,7 @@ class Ledger:
         self._changes += 1
         self._young_bytes += nbytes
 
-    def linger(self, nbytes: int, thread: int, until: float) -> None:
+    def linger(self, nbytes: int, thread: Thread, until: float) -> None:
         """Go on counting *nbytes* that *thread* gave back just now, up to a reading that begins at *until* or later."""
         self._ended_bytes -= nbytes
         self._freed_bytes -= nbytes
@@ -124,7 +131,7 @@ class Ledger:
         self._lingering[thread] = until, nbytes
         self._lingering_bytes += nbytes
 
-    def gone(self, thread: int) -> None:
+    def gone(self, thread: Thread) -> None:
         """Count no longer what lingers of *thread*: it has gone on to something else."""
         if self._lingering:
             _, nbytes = self._lingering.pop(thread, (0.0, 0))
@@ -132,7 +139,8 @@ class Ledger:
 
     def settle(self, began_at: float) -> None:
         """Count what lingers no longer, as far as the reading that began at *began_at* sees what became of it."""
-        for thread in [thread for thread, (until, _) in self._lingering.items() if until <= began_at]:
+        over = [thread for thread, (until, _) in self._lingering.items() if until <= began_at or not thread.is_alive()]
+        for thread in over:
             self.gone(thread)
 
     def free(self, nbytes: int) -> None:

@@ -6,16 +6,18 @@ Nothing here decides when memory is tight.
 
 from memguard.relief._allocator import (
     AllocatorUsage,
+    HeapCounts,
     allocator_usage,
+    heap_counts,
     held_free_bytes,
     limit_arenas,
-    resident_free_bytes,
 )
 from memguard.relief._relief import Relief, ReliefReport, ReliefStep, Step, default_steps, release_memory
 from memguard.relief._tops import Tops, tops
 
 __all__ = [
     "AllocatorUsage",
+    "HeapCounts",
     "Relief",
     "ReliefReport",
     "ReliefStep",
@@ -23,9 +25,9 @@ __all__ = [
     "Tops",
     "allocator_usage",
     "default_steps",
+    "heap_counts",
     "held_free_bytes",
     "limit_arenas",
     "release_memory",
-    "resident_free_bytes",
     "tops",
 ]

@@ -18,7 +18,7 @@ import sys
 import sysconfig
 import threading
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 _log = logging.getLogger("memguard")
 _PLATFORM: str = sys.platform  # as a plain string: a type checker on one platform shall read the code of all
@@ -155,26 +155,41 @@ def trim() -> bool:
     return True
 
 
-def held_free_bytes() -> int | None:
-    """Return what the allocator holds free, over all its arenas; None where it does not say."""
+class HeapCounts(NamedTuple):
+    """
+    What the allocator counted.
+
+    Attributes:
+        free_bytes: Held free, resident or not.
+        used_bytes: Handed out, mapped blocks included.
+    """
+
+    free_bytes: int
+    used_bytes: int
+
+    def kept_bytes(self, anon_bytes: int) -> int:
+        """
+        Return what of *anon_bytes*, the resident memory of this process, is held free.
+
+        An upper bound: what is held free may be returned to the kernel already, and what is resident but not handed
+        out may be Python's own blocks or stacks; it is the smaller of the two.
+        """
+        return max(0, min(self.free_bytes, anon_bytes - self.used_bytes))
+
+
+def heap_counts() -> HeapCounts | None:
+    """Return what the allocator counts now; None where it does not say."""
     library = _glibc()
     if library is None or not hasattr(library, "mallinfo2"):
         return None
-    return int(library.mallinfo2().fordblks)
-
-
-def resident_free_bytes(anon_bytes: int) -> int:
-    """
-    Return what of *anon_bytes*, the resident memory of this process, the allocator holds free; 0 where it is not known.
-
-    An upper bound: what is held free may be returned to the kernel already, and what is resident but not handed out
-    may be Python's own blocks or stacks; it is the smaller of the two.
-    """
-    library = _glibc()
-    if library is None or not hasattr(library, "mallinfo2"):
-        return 0
     info = library.mallinfo2()
-    return max(0, min(int(info.fordblks), anon_bytes - int(info.uordblks) - int(info.hblkhd)))
+    return HeapCounts(int(info.fordblks), int(info.uordblks) + int(info.hblkhd))
+
+
+def held_free_bytes() -> int | None:
+    """Return what the allocator holds free, over all its arenas; None where it does not say."""
+    counts = heap_counts()
+    return None if counts is None else counts.free_bytes
 
 
 def limit_arenas(count: int = 2) -> bool:

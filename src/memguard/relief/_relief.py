@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from memguard.relief._allocator import resident_free_bytes, trim
+from memguard.relief._allocator import heap_counts, trim
 from memguard.relief._tops import tops
 from memguard.sampling import memory_usage
 from memguard.units import format_bytes
@@ -86,7 +86,8 @@ def default_steps(*, collect: bool = True) -> tuple[Step, ...]:
 
 
 def _free_bytes() -> int:
-    return resident_free_bytes(memory_usage().anon_bytes)
+    counts = heap_counts()
+    return 0 if counts is None else counts.kept_bytes(memory_usage().anon_bytes)
 
 
 def run_steps(steps: Sequence[Step], read: Callable[[], int], clock: Callable[[], float]) -> ReliefReport:
