@@ -302,6 +302,7 @@ def test_nothing_lingers_of_a_thread_that_has_ended():
 
     thread.alive = False
     ledger.settle(0.0)
+    ledger.observe(100)
 
     assert ledger.counted_bytes(100) == 101
 
@@ -318,6 +319,8 @@ def test_bytes_given_back_linger_until_their_thread_goes_on_or_for_a_while():
     assert ledger.counted_bytes(100) == 180
 
     ledger.gone(one)
+    assert ledger.counted_bytes(100) == 180  # until a reading that begins later
+    ledger.observe(100)
     assert ledger.counted_bytes(100) == 130
     ledger.settle(8.9)
     assert ledger.counted_bytes(100) == 130

@@ -132,16 +132,24 @@ class Ledger:
         self._lingering_bytes += nbytes
 
     def gone(self, thread: Thread) -> None:
-        """Count no longer what lingers of *thread*: it has gone on to something else."""
+        """*thread* has gone on to something else: what lingers of it counts as given back just now."""
         if self._lingering:
-            _, nbytes = self._lingering.pop(thread, (0.0, 0))
-            self._lingering_bytes -= nbytes
+            nbytes = self._drop(thread)
+            self._ended_bytes += nbytes
+            self._freed_bytes += nbytes
 
     def settle(self, began_at: float) -> None:
         """Count what lingers no longer, as far as the reading that began at *began_at* sees what became of it."""
-        over = [thread for thread, (until, _) in self._lingering.items() if until <= began_at or not thread.is_alive()]
-        for thread in over:
-            self.gone(thread)
+        for thread, (until, _) in list(self._lingering.items()):
+            if until <= began_at:
+                self._drop(thread)
+            elif not thread.is_alive():
+                self.gone(thread)
+
+    def _drop(self, thread: Thread) -> int:
+        _, nbytes = self._lingering.pop(thread, (0.0, 0))
+        self._lingering_bytes -= nbytes
+        return nbytes
 
     def free(self, nbytes: int) -> None:
         """Count *nbytes* as no longer reserved."""
