@@ -32,6 +32,7 @@ ACCEPT = {
     "flights": [*LONG, "tests/long/test_flights.py"],
     "races": [*LONG, "tests/long/test_races.py"],
     "kernel": [*LONG, "tests/long/test_kernel_repeats.py"],
+    "pools": [*LONG, "tests/long/test_pools.py"],
     "busy": ["tests/long/places.py", "busy"],
     "twins": ["tests/long/places.py", "twins"],
     "interpreters": ["tests/long/places.py", "interpreters"],

@@ -14,6 +14,7 @@ from memguard.cli._box import make_box
 
 MIB = 1024**2
 BURST = Path(__file__).with_name("burst.py")
+POOL = Path(__file__).with_name("pool.py")
 
 
 @pytest.fixture
@@ -45,6 +46,14 @@ def test_sixty_jobs_that_reserve_are_all_done_below_the_limit(box, way):
     assert (out.returncode, out.stdout.strip()) == (0, "60 done"), out.stderr
     assert box.oom_kills() == 0
     assert box.peak_bytes() < 300 * MIB
+
+
+def test_jobs_of_40_threads_do_not_wait_for_ever_beside_memory_that_the_allocator_keeps(box, monkeypatch):
+    monkeypatch.setenv("MEMGUARD_ARENAS", "keep")
+    out = run(box, POOL, "random")
+
+    assert (out.returncode, out.stdout.strip()) == (0, "400 done"), out.stderr
+    assert box.oom_kills() == 0
 
 
 def test_a_burst_of_allocations_is_refused_before_the_limit(box):
