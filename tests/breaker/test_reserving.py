@@ -434,14 +434,18 @@ def test_an_async_request_that_does_not_fit_waits_for_relief_in_a_thread(monkeyp
     assert where[0] is not threading.main_thread()
 
 
-def test_one_at_a_time_goes_in_on_what_the_allocator_holds_free():
+def test_jobs_go_in_on_what_the_allocator_holds_free_as_far_as_the_highest_line():
     """
     157 of 200 MiB in use, all of it free pages of the allocator: nothing else would ever let the next job in.
     """
     breaker, _, _ = scripted(FULL_OF_FREE_PAGES)
 
-    with breaker.reserve(9 * MIB), pytest.raises(MemoryCircuitBreakerError):
-        contextvars.Context().run(breaker.reserve(9 * MIB).__enter__)
+    with breaker.reserve(9 * MIB):
+        other = breaker.reserve(9 * MIB)
+        contextvars.Context().run(other.__enter__)
+        with pytest.raises(MemoryCircuitBreakerError):  # 175 MiB is the highest line, if none of it was taken again
+            contextvars.Context().run(breaker.reserve(9 * MIB).__enter__)
+        other.release()
     with breaker.reserve(9 * MIB):
         pass
     assert reserved(breaker) == 0
@@ -454,7 +458,7 @@ def test_what_the_allocator_holds_free_never_leads_over_the_limit():
         breaker.reserve(50 * MIB).__enter__()
 
 
-def test_those_who_wait_go_in_one_by_one_on_what_is_held_free():
+def test_those_who_wait_go_in_on_what_is_held_free_two_at_a_time_at_most():
     breaker, _, _ = scripted(FULL_OF_FREE_PAGES)
     done = []
 
@@ -468,4 +472,5 @@ def test_those_who_wait_go_in_one_by_one_on_what_is_held_free():
     for thread in threads:
         thread.join(SOON)
 
-    assert done == [9 * MIB] * 8
+    assert len(done) == 8
+    assert set(done) <= {9 * MIB, 18 * MIB}

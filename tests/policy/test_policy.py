@@ -351,3 +351,38 @@ def test_what_lingers_counts_beside_a_reading_that_began_before_it():
     ledger.observe(100, began)
 
     assert ledger.counted_bytes(100) == 150
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "kept", "fits"),
+    [
+        pytest.param(20, 0, False, id="over the line"),
+        pytest.param(20, 10, True, id="what is kept covers the rest"),
+        pytest.param(21, 10, False, id="it covers too little"),
+        pytest.param(31, 90, False, id="it could reach the highest line if none was taken again"),
+    ],
+)
+def test_what_is_kept_is_room_as_far_as_the_highest_line(nbytes, kept, fits):
+    ledger = Ledger()
+    ledger.observe(140, kept_bytes=kept)
+
+    assert ledger.fits(nbytes, 140, 150, 170) is fits
+
+
+def test_the_highest_line_is_seven_eighths_of_the_limit_or_the_opening_line():
+    assert Lines.of(0.8).at(1000).highest() == 875
+    assert Lines.of(0.95).at(1000).highest() == 950
+
+
+@pytest.mark.parametrize(
+    ("used", "kept", "load"),
+    [
+        pytest.param(850, 0, 850, id="nothing is kept"),
+        pytest.param(850, 60, 790, id="what is kept does not count"),
+        pytest.param(874, 500, 799, id="up to the highest line"),
+        pytest.param(875, 500, 800, id="where all counts"),
+        pytest.param(50, 90, 0, id="never below nothing"),
+    ],
+)
+def test_what_the_allocator_keeps_does_not_open_the_circuit_below_the_highest_line(used, kept, load):
+    assert Lines.of(0.8).at(1000).load_bytes(used, kept) == load

@@ -22,7 +22,6 @@ from memguard.sampling import Sampler
 from memguard.values import MemoryUsage
 
 _LONGEST_POLL_SECONDS = 0.25
-_REUSE_FRACTION = 0.9
 _LINGER_SECONDS = 1.0
 """
 Beside 40 busy threads one waits up to half a second for the interpreter. By then a thread that left its reservation
@@ -171,7 +170,7 @@ class Admission:
             return True
         assert core.usage is not None
         assert core.lines is not None
-        return core.ledger.fits(nbytes, core.usage.used_bytes, core.lines.open)
+        return core.ledger.fits(nbytes, core.usage.used_bytes, core.lines.open, core.lines.highest())
 
     def _book(self, nbytes: int) -> Grant:
         core = self._core
@@ -407,7 +406,7 @@ class Admission:
 
     def _reuse(self, nbytes: int, *, head: _Waiter | None = None) -> Grant | None:
         """
-        Admit one caller on memory that the allocator holds free.
+        Admit one caller on memory that the allocator holds free, also while the circuit is open for that.
 
         Such pages are not lost: the next allocation takes them. Which thread's arena holds them is not known, so only
         one caller at a time goes in on them, and only where it would not reach the limit even if it got none.
@@ -422,7 +421,7 @@ class Admission:
         assert lines is not None
         if usage.used_bytes - core.kept_bytes + nbytes > lines.open:
             return None
-        if usage.used_bytes + nbytes > usage.limit_bytes * _REUSE_FRACTION:
+        if usage.used_bytes + nbytes > lines.highest():
             return None
         with core.lock:
             if self._busy() or self.admitted != admitted or self._line_before(head):

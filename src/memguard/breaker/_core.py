@@ -125,7 +125,7 @@ class Core:
         """Take a reading of one's own, whoever else is at it, and decide on it."""
         begun = self._begin()
         usage = self._sample()
-        if relieve is not None and self._would_open(usage) and relieve(self._sample):
+        if relieve is not None and self._would_open(usage, begun) and relieve(self._sample):
             begun = self._begin()
             usage = self._sample()
         return self._decide(usage, begun)
@@ -148,7 +148,8 @@ class Core:
                 return self.usage  # one that began later has decided already
             self._decided = begun.number
             before = self.circuit
-            after = next_circuit(before, usage.used_bytes, lines, now, reserved_bytes=self.ledger.reserved_bytes)
+            load = lines.load_bytes(usage.used_bytes, _kept_bytes(usage, begun.heap))
+            after = next_circuit(before, load, lines, now, reserved_bytes=self.ledger.reserved_bytes)
             self.circuit, self.usage, self.lines = after, usage, after.lines(lines)
             self.ledger.settle(begun.at)
             self.kept_bytes = _kept_bytes(usage, begun.heap)
@@ -182,9 +183,10 @@ class Core:
             return replace(usage, limit_bytes=limit, source="explicit")
         return usage
 
-    def _would_open(self, usage: MemoryUsage) -> bool:
+    def _would_open(self, usage: MemoryUsage, begun: _Begun) -> bool:
         lines = self._lines(usage.limit_bytes)
-        after = next_circuit(self.circuit, usage.used_bytes, lines, self.clock())
+        load = lines.load_bytes(usage.used_bytes, _kept_bytes(usage, begun.heap))
+        after = next_circuit(self.circuit, load, lines, self.clock())
         return after.state is State.OPEN and self.circuit.state is not State.OPEN
 
     def _lines(self, limit_bytes: int) -> LineBytes:

@@ -56,6 +56,7 @@ class Ledger:
         "_ended_bytes",
         "_floor_bytes",
         "_freed_bytes",
+        "_kept_bytes",
         "_lingering",
         "_lingering_bytes",
         "_seen_floor_bytes",
@@ -70,6 +71,7 @@ class Ledger:
         self._changes = 0
         self._young_bytes = 0
         self._ended_bytes = 0
+        self._kept_bytes = 0
         self._seen_floor_bytes = 0
         self._floor_bytes = 0
         self._lingering: dict[Thread, tuple[float, int]] = {}
@@ -91,6 +93,7 @@ class Ledger:
             kept_bytes: What of it the allocator keeps without use.
         """
         began = began or self.mark()
+        self._kept_bytes = kept_bytes
         self._young_bytes = min(self._booked_bytes - began.booked_bytes, self.reserved_bytes)
         self._ended_bytes = self._freed_bytes - began.freed_bytes
         if self.reserved_bytes == 0 and began.changes == self._changes:
@@ -111,8 +114,19 @@ class Ledger:
     def _told_bytes(self) -> int:
         return self._floor_bytes + self.reserved_bytes + self._ended_bytes + self._lingering_bytes
 
-    def fits(self, nbytes: int, used_bytes: int, line_bytes: int) -> bool:
-        """Tell whether *nbytes* more stay at or below *line_bytes*."""
+    def fits(self, nbytes: int, used_bytes: int, line_bytes: int, highest_bytes: int = 0) -> bool:
+        """
+        Tell whether *nbytes* more stay at or below *line_bytes*.
+
+        What the allocator keeps may be taken again before anything new: without it, they shall stay below the line;
+        and at or below *highest_bytes* even if none of it is.
+        """
+        if self._fits(nbytes, used_bytes, line_bytes):
+            return True
+        kept = self._kept_bytes
+        return kept > 0 and self._fits(nbytes, used_bytes, min(line_bytes + kept, highest_bytes))
+
+    def _fits(self, nbytes: int, used_bytes: int, line_bytes: int) -> bool:
         room_bytes = line_bytes - nbytes
         return used_bytes + self._young_bytes <= room_bytes and self._told_bytes() <= room_bytes
 

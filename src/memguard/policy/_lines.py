@@ -31,6 +31,18 @@ class LineBytes(NamedTuple):
     limit: int
     capped: bool
 
+    def highest(self) -> int:
+        """Return what may be reached at most where kept memory turns out not to be taken again: 7/8 of the limit."""
+        return max(self.open, self.limit * 7 // 8)
+
+    def load_bytes(self, used_bytes: int, kept_bytes: int) -> int:
+        """
+        Return what to hold against the lines where the allocator keeps *kept_bytes* of *used_bytes* free.
+
+        That is room, up to the highest line: above it all that is used counts.
+        """
+        return max(0, used_bytes - min(kept_bytes, self.highest() - self.open))
+
     def above(self, used_bytes: int) -> LineBytes:
         """Return the lines of a process that keeps *used_bytes* whatever it does: halfway from there to 95 %."""
         room = int(self.limit * _HIGHEST_FRACTION) - used_bytes
