@@ -29,6 +29,8 @@ OLDEST = (3, 11)
 
 LONG = ["-m", "pytest", "-q", "-s", "-m", "long"]
 ACCEPT = {
+    "pyright": ["-m", "pyright", "src"],
+    "coverage": ["tests/long/places.py", "coverage"],
     "flights": [*LONG, "tests/long/test_flights.py"],
     "races": [*LONG, "tests/long/test_races.py"],
     "kernel": [*LONG, "tests/long/test_kernel_repeats.py"],
@@ -38,6 +40,7 @@ ACCEPT = {
     "interpreters": ["tests/long/places.py", "interpreters"],
     "bare": ["tests/long/places.py", "bare"],
 }
+TOOLS = {"pyright": "pyright==1.1.414", "coverage": "coverage==7.17.5"}  # of parts of the long suite
 BENCHES = ["hot_paths", "reading", "import", "pacing", "demo"]
 
 
@@ -128,10 +131,14 @@ def accept(parts: list[str]) -> int:
     if unknown:
         raise SystemExit(f"dev.py: no part {sorted(unknown)}; there are {', '.join(ACCEPT)}")
     chosen = {part: ACCEPT[part] for part in parts or ACCEPT}
+    install: list[str | Path] = [sys.executable, "-m", "pip", "--python", PYTHON, "install", "--quiet"]
+    tools = [tool for part, tool in TOOLS.items() if part in chosen]
+    if tools:
+        must(*install, *tools)
     if "flights" in chosen:
-        must(sys.executable, "-m", "pip", "--python", PYTHON, "install", "--quiet", f"{HERE}[flights]")
+        must(*install, f"{HERE}[flights]")
         # Again as it was: the line above replaced the editable install.
-        must(sys.executable, "-m", "pip", "--python", PYTHON, "install", "--quiet", "--no-deps", "--editable", HERE)
+        must(*install, "--no-deps", "--editable", HERE)
     return steps(chosen)
 
 

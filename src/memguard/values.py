@@ -111,12 +111,15 @@ class Hold(Protocol):
     @property
     def nbytes(self) -> int:
         """Bytes held."""
+        ...
 
     def resize(self, nbytes: ByteSize) -> None:
         """Hold *nbytes* from now on."""
+        ...
 
     def release(self) -> None:
         """Give the bytes back; a second call does nothing."""
+        ...
 
     def __enter__(self) -> Self: ...
     def __exit__(
@@ -134,15 +137,19 @@ class Gate(Protocol):
     @property
     def level(self) -> Level:
         """How tight memory is."""
+        ...
 
     def check(self) -> MemoryUsage | None:
         """Raise while new work is refused; return the reading that it went by, if there is one."""
+        ...
 
     def allows(self, nbytes: ByteSize = 0) -> bool:
         """Tell whether *nbytes* would be admitted now."""
+        ...
 
     def reserve(self, nbytes: ByteSize, *, timeout: float | None = 0.0) -> Hold:
         """Set *nbytes* aside, once entered."""
+        ...
 
 
 class _NoHold:

@@ -1,9 +1,10 @@
 """
-The quick suite in other places, as a script: ``places.py interpreters | busy | twins | bare``.
+The quick suite in other places, as a script: ``places.py interpreters | busy | twins | bare | coverage``.
 
     interpreters    on each other Python that is installed
     busy            three times beside two busy loops, and right after a run of it was killed
     twins           in two clones side by side
+    coverage        under coverage, children too: at least 95 % of lines and branches
     bare            demo and test in a fresh clone with the system's python3 and pip alone
 """
 
@@ -107,7 +108,34 @@ def bare(folder: Path) -> bool:
     return good & timed("test, second run", [python, "dev.py", "test", "-q"], target, env=env)
 
 
+COVERAGE = """
+[run]
+branch = true
+source = memguard
+parallel = true
+data_file = {folder}/data
+patch = subprocess
+[report]
+exclude_also =
+    if TYPE_CHECKING:
+    : \\.\\.\\.$
+    ^ +\\.\\.\\.$
+"""
+
+
+def coverage(folder: Path) -> bool:
+    options = folder / "coverage.ini"
+    options.write_text(COVERAGE.format(folder=folder))
+    tool = [sys.executable, "-m", "coverage"]
+    # This one asks which modules an import loads: coverage's own are among them.
+    heavy = "tests/test_front_door.py::test_importing_loads_none_of_the_heavy_modules"
+    good = timed("under coverage", [*tool, "run", f"--rcfile={options}", *SUITE, "--deselect", heavy], ROOT)
+    subprocess.run([*tool, "combine", "-q", f"--rcfile={options}"], cwd=ROOT, check=True)
+    report = [*tool, "report", f"--rcfile={options}", "--skip-covered", "-m", "--fail-under=95"]
+    return subprocess.run(report, cwd=ROOT, check=False).returncode == 0 and good
+
+
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as name:
-        ways = {"interpreters": interpreters, "busy": busy, "twins": twins, "bare": bare}
+        ways = {"interpreters": interpreters, "busy": busy, "twins": twins, "bare": bare, "coverage": coverage}
         raise SystemExit(0 if ways[sys.argv[1]](Path(name)) else 1)

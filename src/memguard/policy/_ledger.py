@@ -29,6 +29,7 @@ class Thread(Protocol):
 
     def is_alive(self) -> bool:
         """Tell whether it has not ended."""
+        ...
 
 
 class Mark(NamedTuple):
