@@ -34,13 +34,18 @@ ACCEPT = {
     "flights": [*LONG, "tests/long/test_flights.py"],
     "races": [*LONG, "tests/long/test_races.py"],
     "kernel": [*LONG, "tests/long/test_kernel_repeats.py"],
+    "gunicorn": [*LONG, "tests/long/test_gunicorn.py"],
     "pools": [*LONG, "tests/long/test_pools.py"],
     "busy": ["tests/long/places.py", "busy"],
     "twins": ["tests/long/places.py", "twins"],
     "interpreters": ["tests/long/places.py", "interpreters"],
     "bare": ["tests/long/places.py", "bare"],
 }
-TOOLS = {"pyright": "pyright==1.1.414", "coverage": "coverage==7.17.5"}  # of parts of the long suite
+TOOLS = {
+    "pyright": "pyright==1.1.414",
+    "gunicorn": "gunicorn>=22",
+    "coverage": "coverage==7.17.5",
+}  # of parts of the long suite
 BENCHES = ["hot_paths", "reading", "import", "pacing", "demo"]
 
 

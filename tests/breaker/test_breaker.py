@@ -427,3 +427,17 @@ def test_a_breaker_that_is_stuck_says_so_and_tries_again(caplog):
         pass
     with pytest.raises(MemoryCircuitBreakerError):
         breaker.reserve("60 MiB").__enter__()
+
+
+def test_what_a_burst_left_with_the_allocator_is_given_back_once_nobody_holds_bytes(monkeypatch):
+    ran = threading.Event()
+    monkeypatch.setattr("memguard.relief._relief.trim", ran.set)
+    monkeypatch.setattr("memguard.relief._relief._free_bytes", lambda: 100 * MIB)
+    kept = MemoryUsage(200 * MIB, 200 * MIB, 200 * MIB, 1000 * MIB, "scripted", 0.0, malloc_free_bytes=100 * MIB)
+    breaker, _, _ = scripted(kept, relief=True)
+
+    with breaker.reserve("1 MiB"):
+        pass
+
+    assert ran.wait(30)
+    assert breaker.state == "closed"

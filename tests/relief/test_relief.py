@@ -167,9 +167,9 @@ def test_a_step_that_tells_what_it_is_worth_is_asked_instead_of_waiting():
     relief = Relief([Step("worth", lambda: None, worth=lambda: worth[0])], clock)
     assert relief.attempt(memory.read)
 
-    worth[0] = 35 * MIB
+    worth[0] = 27 * MIB
     assert not relief.due
-    worth[0] = 36 * MIB
+    worth[0] = 28 * MIB
     assert relief.due
 
 
@@ -357,3 +357,20 @@ def test_one_arena_is_left_to_the_trim(monkeypatch):
 )
 def test_what_is_kept_is_held_free_and_resident(free, used, anon, kept):
     assert allocator.HeapCounts(free, used).kept_bytes(anon) == kept
+
+
+def test_tidying_runs_the_cheap_steps_alone_and_not_soon_again():
+    clock, ran = FakeClock(), []
+    steps = [
+        Step("dear", lambda: ran.append("dear")),
+        Step("cheap", lambda: ran.append("cheap"), worth=lambda: 99 * MIB),
+    ]
+    relief = Relief(steps, clock)
+
+    assert relief.tidy_due
+    assert relief.attempt(lambda: 100, tidy=True)
+    assert ran == ["cheap"]
+    clock.advance(9)
+    assert not relief.tidy_due
+    clock.advance(1)
+    assert relief.tidy_due

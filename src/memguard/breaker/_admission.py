@@ -27,6 +27,7 @@ _LINGER_SECONDS = 1.0
 Beside 40 busy threads one waits up to half a second for the interpreter. By then a thread that left its reservation
 has freed what it held, or keeps it.
 """
+_TIDY_BYTES = 8 * 1024**2
 _CLOSED = State.CLOSED  # looked up at each reservation
 
 
@@ -58,6 +59,7 @@ class Admission:
         # Reservations that were dropped without being left: a finalizer may run inside any locked part, so it only
         # puts them here.
         self.dropped: deque[Grant] = deque()
+        core.on_idle = self._tidy
         self.forget_threads()
 
     def forget_threads(self) -> None:
@@ -371,14 +373,22 @@ class Admission:
 
     def relieve_aside(self) -> threading.Thread | None:
         """Run relief in a thread of its own, and a reading after it, if it is due and none is running."""
+        if not self.relief.due:
+            return self._reliever
+        return self._relieve_in_thread(self._relieve_here)
+
+    def _relieve_in_thread(self, relieve: Callable[[], object]) -> threading.Thread:
         running = self._reliever
         if running is not None and running.is_alive():
             return running
-        if not self.relief.due:
-            return None
-        self._reliever = threading.Thread(target=self._relieve_here, name="memguard-relief", daemon=True)
-        self._reliever.start()
-        return self._reliever
+        thread = self._reliever = threading.Thread(target=relieve, name="memguard-relief", daemon=True)
+        thread.start()
+        return thread
+
+    def _tidy(self, kept_bytes: int) -> None:
+        """Give back, in a thread of its own, what a burst left with the allocator, once nobody holds bytes."""
+        if kept_bytes >= _TIDY_BYTES and not self._line and self.relief.tidy_due:
+            self._relieve_in_thread(lambda: self.relief.attempt(self._read_used, tidy=True))
 
     def _relieve_here(self) -> None:
         if self.relief.attempt(self._read_used):

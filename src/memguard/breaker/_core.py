@@ -68,6 +68,8 @@ class Core:
         self.stuck = 0
         self._numbers = itertools.count(1)
         self._decided = 0
+        self.on_idle: Callable[[int], object] = _nothing
+        """Told, outside of the lock, what the allocator keeps in a reading that sees nobody hold bytes."""
         self._events: deque[BreakerChange] = deque()
         self._warned = False
         self.usage: MemoryUsage | None = None
@@ -162,7 +164,10 @@ class Core:
                 self._events.append(change)
             self.refusing = after.state is State.OPEN and self.enforcing
             self.stale_at = now + reading_interval(usage.headroom_bytes, self.config.check_interval)
+            idle = self.ledger.reserved_bytes == 0
         self._tell()
+        if idle:
+            self.on_idle(self.kept_bytes)
         return usage
 
     def retry_after(self) -> float:
@@ -238,6 +243,10 @@ class Core:
                 format_bytes(usage.used_bytes),
                 format_bytes(0 if self.lines is None else self.lines.open),
             )
+
+
+def _nothing(kept_bytes: int) -> None:
+    pass
 
 
 def _kept_bytes(usage: MemoryUsage, heap: HeapCounts | None) -> int:

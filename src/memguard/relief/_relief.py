@@ -17,8 +17,9 @@ from memguard.sampling import memory_usage
 from memguard.units import format_bytes
 
 _USEFUL_BYTES = 1024 * 1024
-_WORTH_BYTES = 16 * 1024**2
+_WORTH_BYTES = 8 * 1024**2
 _LONGEST_REST_SECONDS = 0.25
+_TIDY_PAUSE_SECONDS = 10.0
 _PAUSE_TIMES = 20
 """A relief that helped may cost a twentieth of the time."""
 
@@ -33,7 +34,7 @@ class Step(NamedTuple):
         first_pause_seconds: How long to wait after it was of no use, doubled each time.
         longest_pause_seconds: And not longer than this.
         worth: Tells how many bytes it may give back, at most. Where it is given it is asked instead of waiting: the
-            step runs again once there are 16 MiB more than the last run left.
+            step runs again once there are 8 MiB more than the last run left.
     """
 
     name: str
@@ -161,6 +162,7 @@ class Relief:
         self._clock = clock
         self._running = threading.Lock()
         self._runner: int | None = None
+        self._tidy_at = float("-inf")
         self.runs = 0
         self.freed_bytes = 0
 
@@ -170,9 +172,19 @@ class Relief:
         now = self._clock()
         return any(throttle.is_due(now) for throttle in self._throttles)
 
-    def attempt(self, read: Callable[[], int]) -> bool:
+    @property
+    def tidy_due(self) -> bool:
+        """Whether a tidying would run now: steps that tell what they are worth, ten seconds after the last."""
+        now = self._clock()
+        return now >= self._tidy_at and any(throttle.is_due(now) for throttle in self._throttles if throttle.step.worth)
+
+    def attempt(self, read: Callable[[], int], *, tidy: bool = False) -> bool:
         """
         Run the steps that are due; wait for one that another thread is at.
+
+        Args:
+            read: Returns the bytes in use.
+            tidy: Run only those that tell what they are worth: the cheap ones.
 
         Returns:
             Whether a relief ended during the call: a new reading is worth taking.
@@ -187,7 +199,7 @@ class Relief:
         try:
             self._runner = threading.get_ident()
             now = self._clock()
-            due = [throttle for throttle in self._throttles if throttle.is_due(now)]
+            due = [each for each in self._throttles if each.is_due(now) and (each.step.worth or not tidy)]
             self._note(due, run_steps([throttle.step for throttle in due], read, self._clock))
         finally:
             self._runner = None
@@ -198,6 +210,7 @@ class Relief:
         self.runs += 1
         self.freed_bytes += max(0, report.freed_bytes)
         now = self._clock()
+        self._tidy_at = now + _TIDY_PAUSE_SECONDS
         # As a whole: what a collection frees is given back by the steps after it.
         useful = report.freed_bytes >= max(_USEFUL_BYTES, report.before_bytes // 100)
         for throttle, done in zip(throttles, report.steps, strict=True):
