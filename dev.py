@@ -37,7 +37,7 @@ ACCEPT = {
     "interpreters": ["tests/long/places.py", "interpreters"],
     "bare": ["tests/long/places.py", "bare"],
 }
-BENCHES = ["hot_paths", "reading", "import", "pacing", "demo"]
+BENCHES = ["hot_paths", "reading", "import", "pacing", "demo", "allocator"]
 
 
 def run(*command: str | Path) -> int:
