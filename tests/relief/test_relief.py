@@ -167,9 +167,9 @@ def test_a_step_that_tells_what_it_is_worth_is_asked_instead_of_waiting():
     relief = Relief([Step("worth", lambda: None, worth=lambda: worth[0])], clock)
     assert relief.attempt(memory.read)
 
-    worth[0] = 23 * MIB
+    worth[0] = 27 * MIB
     assert not relief.due
-    worth[0] = 24 * MIB
+    worth[0] = 28 * MIB
     assert relief.due
 
 

@@ -27,7 +27,7 @@ _LINGER_SECONDS = 1.0
 Beside 40 busy threads one waits up to half a second for the interpreter. By then a thread that left its reservation
 has freed what it held, or keeps it.
 """
-_TIDY_BYTES = 4 * 1024**2
+_TIDY_BYTES = 8 * 1024**2
 _CLOSED = State.CLOSED  # looked up at each reservation
 
 

@@ -17,7 +17,7 @@ from memguard.sampling import memory_usage
 from memguard.units import format_bytes
 
 _USEFUL_BYTES = 1024 * 1024
-_WORTH_BYTES = 4 * 1024**2
+_WORTH_BYTES = 8 * 1024**2
 _LONGEST_REST_SECONDS = 0.25
 _TIDY_PAUSE_SECONDS = 10.0
 _PAUSE_TIMES = 20
@@ -34,7 +34,7 @@ class Step(NamedTuple):
         first_pause_seconds: How long to wait after it was of no use, doubled each time.
         longest_pause_seconds: And not longer than this.
         worth: Tells how many bytes it may give back, at most. Where it is given it is asked instead of waiting: the
-            step runs again once there are 4 MiB more than the last run left.
+            step runs again once there are 8 MiB more than the last run left.
     """
 
     name: str

@@ -29,7 +29,7 @@ from memguard.relief._allocator import (
 )
 
 _log = logging.getLogger("memguard")
-_WORTH_BYTES = 4 * 1024**2
+_WORTH_BYTES = 8 * 1024**2
 _BLOCK_BYTES = 100_000
 """Freed, it makes glibc look at the top: more than FASTBIN_CONSOLIDATION_THRESHOLD (64 KiB), less than is mapped."""
 _LOW_THRESHOLD_BYTES = 1024**2
