@@ -1,7 +1,8 @@
 """
 The breaker that people hold: one object that reads, decides, relieves and answers.
 
-It starts no thread: whoever finds the reading stale takes the next one.
+No thread watches: whoever finds the reading stale takes the next one. One is started only to give memory back where
+the caller must not be held up by it, and ends with that.
 """
 
 from __future__ import annotations
