@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from memguard.errors import MemoryCircuitBreakerError as MemoryCircuitBreakerError
     from memguard.errors import SamplingError as SamplingError
     from memguard.policy import AdaptiveBatchSize as AdaptiveBatchSize
+    from memguard.policy import LeakDetectionResult as LeakDetectionResult
+    from memguard.policy import LeakDetector as LeakDetector
+    from memguard.policy import detect_leak as detect_leak
     from memguard.relief import AllocatorUsage as AllocatorUsage
     from memguard.relief import ReliefReport as ReliefReport
     from memguard.relief import ReliefStep as ReliefStep
@@ -74,7 +77,12 @@ _HOMES = {
         "MemoryCircuitBreakerError",
         "SamplingError",
     ),
-    "memguard.policy": ("AdaptiveBatchSize",),
+    "memguard.policy": (
+        "AdaptiveBatchSize",
+        "LeakDetectionResult",
+        "LeakDetector",
+        "detect_leak",
+    ),
     "memguard.relief": (
         "AllocatorUsage",
         "ReliefReport",
