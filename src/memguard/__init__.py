@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from memguard.errors import MemguardError as MemguardError
     from memguard.errors import MemoryCircuitBreakerError as MemoryCircuitBreakerError
     from memguard.errors import SamplingError as SamplingError
+    from memguard.monitor import MemoryAlert as MemoryAlert
+    from memguard.monitor import MemoryMonitor as MemoryMonitor
+    from memguard.monitor import OperationStatistics as OperationStatistics
+    from memguard.monitor import read_samples as read_samples
+    from memguard.monitor import write_samples as write_samples
     from memguard.policy import AdaptiveBatchSize as AdaptiveBatchSize
     from memguard.policy import LeakDetectionResult as LeakDetectionResult
     from memguard.policy import LeakDetector as LeakDetector
@@ -76,6 +81,13 @@ _HOMES = {
         "MemguardError",
         "MemoryCircuitBreakerError",
         "SamplingError",
+    ),
+    "memguard.monitor": (
+        "MemoryAlert",
+        "MemoryMonitor",
+        "OperationStatistics",
+        "read_samples",
+        "write_samples",
     ),
     "memguard.policy": (
         "AdaptiveBatchSize",

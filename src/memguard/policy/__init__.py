@@ -15,6 +15,7 @@ from memguard.policy._leak_result import LeakDetectionResult
 from memguard.policy._leaks import detect_leak
 from memguard.policy._ledger import Ledger, Mark
 from memguard.policy._lines import LineBytes, Lines, next_level
+from memguard.policy._watch import MinuteGrowth, WatchLines
 
 __all__ = [
     "AdaptiveBatchSize",
@@ -27,7 +28,9 @@ __all__ = [
     "LineBytes",
     "Lines",
     "Mark",
+    "MinuteGrowth",
     "State",
+    "WatchLines",
     "detect_leak",
     "next_circuit",
     "next_level",

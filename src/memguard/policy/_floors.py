@@ -11,6 +11,7 @@ Rule: nothing here knows what the signal is, or what a leak is. It says how the 
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Callable, Sequence
 
 BLOCKS = 12
@@ -119,7 +120,7 @@ def plateau_of(floors: Sequence[float]) -> float:
     gain, gain_before = fourth - third, second - first
     if gain_before <= 0 or gain <= 0:
         return fourth
-    ratio = min(0.95, (gain / gain_before) ** 0.5)
+    ratio = min(0.95, math.sqrt(gain / gain_before))
     return fourth + gain * ratio / (1 - ratio)
 
 
