@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import importlib
+import subprocess
+import sys
+
 import pytest
 
 from memguard.cli import main
@@ -16,3 +20,21 @@ def test_info_names_the_limit_and_the_room(capsys):
 def test_a_missing_command_is_an_error():
     with pytest.raises(SystemExit, match="2"):
         main([])
+
+
+def test_the_package_is_a_command():
+    out = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "memguard", "info"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+
+    assert "room left" in out.stdout
+
+
+def test_a_worker_process_may_import_the_command_without_running_it(capsys):
+    importlib.import_module("memguard.__main__")
+
+    assert capsys.readouterr().out == ""

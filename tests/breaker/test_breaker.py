@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import inspect
 import json
 import logging
 import os
@@ -21,6 +22,8 @@ from memguard import (
     MemoryCircuitBreakerError,
     MemoryUsage,
 )
+from memguard.breaker import _default as default
+from memguard.settings import settings
 from memguard.testing import FakeClock, ScriptedSampler
 from memguard.values import gate_of
 
@@ -95,6 +98,44 @@ def test_relief_comes_before_a_refusal(monkeypatch):
     assert breaker.check().used_bytes == 500
     assert breaker.statistics().relief_runs == 1
     assert changes == []
+
+
+def test_relief_is_tried_again_while_the_circuit_is_open(monkeypatch):
+    memory = []
+    monkeypatch.setattr("memguard.relief._relief.gc.collect", lambda: memory[0].then(0.5))
+    breaker, sampler, _ = scripted(0.9, relief=True)
+    memory.append(sampler)
+    breaker.tick()
+    assert breaker.state == "open"
+
+    assert breaker.check().used_bytes == 500 * MIB
+    assert breaker.state == "half-open"
+
+
+def test_while_one_relief_runs_no_other_is_started(monkeypatch):
+    inside, go = threading.Event(), threading.Event()
+    runs = []
+
+    def collect():
+        runs.append(1)
+        inside.set()
+        assert go.wait(30)
+
+    monkeypatch.setattr("memguard.relief._relief.gc.collect", collect)
+    breaker, _, _ = scripted(0.9, relief=True)
+
+    async def main():
+        for _ in range(3):
+            with pytest.raises(MemoryCircuitBreakerError):
+                breaker.check()
+            assert inside.wait(30)
+
+    asyncio.run(main())
+    reliever = breaker._admission._reliever
+    go.set()
+    reliever.join(30)
+
+    assert runs == [1]
 
 
 def test_on_an_event_loop_relief_runs_in_another_thread(monkeypatch):
@@ -240,6 +281,30 @@ def test_changes_are_told_in_order_and_a_failing_listener_harms_nobody(caplog):
     assert len(seen) == 2
 
 
+def test_a_change_that_a_listener_brings_about_is_told_after_the_one_it_heard_of():
+    breaker, _, _ = scripted(0.72, 0.9)
+    seen = []
+
+    def react(change):
+        if change.level is WARNING:
+            with pytest.raises(MemoryCircuitBreakerError):
+                breaker.reserve("200 MiB").__enter__()  # reads again before it refuses
+            assert breaker.state == "open"
+
+    breaker.on_change.connect(react)
+    breaker.on_change.connect(lambda change: seen.append(change.level))
+
+    breaker.tick()
+
+    assert seen == [WARNING, CRITICAL]
+
+
+def test_what_cannot_be_called_is_no_listener():
+    breaker, _, _ = scripted(0.5)
+    with pytest.raises(TypeError, match="5 cannot be called"):
+        breaker.on_change.connect(5)
+
+
 def test_a_listener_may_ask_the_breaker(caplog):
     breaker, _, _ = scripted(0.9)
     answers = []
@@ -362,6 +427,78 @@ assert double(2) == 4
     subprocess.run([sys.executable, "-W", "error", "-c", code], env=env, timeout=60, check=True)
 
 
+@pytest.fixture
+def no_default_breaker(monkeypatch):
+    """As in a process that has not asked for it; arenas are counted, not limited."""
+    asked = []
+    monkeypatch.setattr(default, "_made", [])
+    monkeypatch.setattr(default, "_told", {})
+    monkeypatch.setattr(default, "limit_arenas", lambda: asked.append(1))
+    return asked
+
+
+@pytest.mark.parametrize(("arenas", "asked"), [("", [1]), ("keep", [])])
+def test_the_default_breaker_limits_arenas_unless_told_to_keep_them(no_default_breaker, monkeypatch, arenas, asked):
+    monkeypatch.setenv("MEMGUARD_ARENAS", arenas)
+    settings.cache_clear()
+
+    for _ in range(2):
+        memguard.default_breaker()
+
+    assert no_default_breaker == asked
+
+
+def test_threads_that_ask_at_once_get_the_same_default_breaker(no_default_breaker, monkeypatch):
+    got, at_the_lock = [], threading.Event()
+
+    class Lock:
+        """Tells that a second thread has come to it, which the first waits for while it holds it."""
+
+        lock = threading.Lock()
+
+        def __enter__(self):
+            if self.lock.locked():
+                at_the_lock.set()
+            self.lock.acquire()
+
+        def __exit__(self, *error):
+            self.lock.release()
+
+    thread = threading.Thread(target=lambda: got.append(memguard.default_breaker()))
+
+    def while_the_lock_is_held():
+        thread.start()
+        assert at_the_lock.wait(30)
+
+    monkeypatch.setattr(default, "_lock", Lock())
+    monkeypatch.setattr(default, "limit_arenas", while_the_lock_is_held)
+
+    breaker = memguard.default_breaker()
+    thread.join(30)
+
+    assert got == [breaker]
+
+
+def test_relief_can_be_switched_off_and_on(no_default_breaker, monkeypatch):
+    collected = []
+    monkeypatch.setattr("memguard.relief._relief.gc.collect", lambda: collected.append(1))
+    breaker = memguard.configure(relief=False)
+    monkeypatch.setattr(breaker._core, "_sample", ScriptedSampler([0.9]))
+
+    with pytest.raises(MemoryCircuitBreakerError):
+        breaker.check()
+    assert collected == []
+
+    assert memguard.configure(relief=True) is breaker
+    with pytest.raises(MemoryCircuitBreakerError):
+        breaker.check()
+    assert collected == [1]
+
+
+def test_the_signature_of_configure_shows_that_nothing_has_to_be_given():
+    assert str(inspect.signature(memguard.configure)).count("= ...") == 7
+
+
 def test_a_wrong_environment_is_named_by_the_default_breaker():
     out = subprocess.run(
         [sys.executable, "-c", "import memguard; memguard.default_breaker()"],
@@ -387,6 +524,21 @@ def test_unguarded_admits_everything():
         hold.resize(5)
         hold.release()
     assert hold.nbytes == 5
+
+
+def test_unguarded_admits_on_an_event_loop_too():
+    async def main():
+        async with UNGUARDED.reserve("1 PiB", timeout=None) as hold:
+            return hold.nbytes
+
+    assert asyncio.run(main()) == 1024**5
+    assert repr(UNGUARDED) == "memguard.UNGUARDED"
+
+
+def test_unguarded_refuses_what_is_no_size_as_a_breaker_does():
+    for ask in (UNGUARDED.allows, UNGUARDED.reserve):
+        with pytest.raises(ValueError, match="512m"):
+            ask("512m")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")

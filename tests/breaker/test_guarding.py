@@ -5,11 +5,13 @@ import contextvars
 import functools
 import inspect
 import mmap
+import threading
 
 import pytest
 from test_breaker import MIB, scripted
+from test_reserving import wait_until_waiting
 
-from memguard import MemoryCircuitBreakerError
+from memguard import MemoryCircuitBreakerError, measure_peak
 from memguard.breaker._learning import CostLearner
 
 
@@ -319,3 +321,32 @@ def test_what_fails_while_it_begins_to_measure_holds_nothing(monkeypatch):
         breaker.guard(cost="auto")(plain)()
 
     assert reserved(breaker) == 0
+
+
+def test_a_guard_may_wait_for_ever():
+    breaker, sampler, _ = scripted(0.9)
+    breaker.tick()
+    breaker._core.clock = iter(range(10**9)).__next__  # every look is stale
+    guarded = breaker.guard(timeout=None)(plain)
+    thread_result = []
+    thread = threading.Thread(target=lambda: thread_result.append(guarded(3)))
+    thread.start()
+    wait_until_waiting(breaker, 1)
+
+    sampler.then(0.3)
+    thread.join(30)
+
+    assert thread_result == [3]
+
+
+def test_once_the_cost_is_learned_one_call_in_sixteen_is_measured(monkeypatch):
+    monkeypatch.setattr("memguard.breaker._learning.measure_cheaply", lambda: measure_peak(meter="tracemalloc"))
+    learner = CostLearner()
+    measured = []
+    for _ in range(33):
+        sample = learner.begin()
+        measured.append(sample is not None)
+        learner.end(sample)
+
+    assert [number for number, was in enumerate(measured) if was] == [*range(8), 16, 32]
+    assert learner.cost.samples == 10

@@ -9,7 +9,7 @@ import threading
 import pytest
 from test_breaker import MIB, scripted
 
-from memguard import MemoryCircuitBreakerError, MemoryUsage
+from memguard import MemoryCircuitBreaker, MemoryCircuitBreakerError, MemoryUsage
 
 SOON = 30.0
 FULL_OF_FREE_PAGES = MemoryUsage(
@@ -474,3 +474,174 @@ def test_those_who_wait_go_in_on_what_is_held_free_two_at_a_time_at_most():
 
     assert len(done) == 8
     assert set(done) <= {9 * MIB, 18 * MIB}
+
+
+def test_a_nested_reservation_that_waits_goes_before_those_who_hold_nothing():
+    """
+    What its caller holds comes back only when it can go on.
+    """
+    breaker, _, _ = scripted(0.5)
+    order = []
+    other = breaker.reserve(200 * MIB)
+    contextvars.Context().run(other.__enter__)
+
+    def nested():
+        with breaker.reserve(100 * MIB):
+            ready.set()
+            assert go.wait(SOON)
+            with breaker.reserve(150 * MIB, timeout=SOON):
+                order.append("nested")
+
+    def plain():
+        with breaker.reserve(200 * MIB, timeout=SOON):
+            order.append("plain")
+
+    ready, go = threading.Event(), threading.Event()
+    threads = [threading.Thread(target=work) for work in (nested, plain)]
+    threads[0].start()
+    assert ready.wait(SOON)
+    threads[1].start()
+    wait_until_waiting(breaker, 1)
+    go.set()
+    wait_until_waiting(breaker, 2)
+    other.release()
+    for thread in threads:
+        thread.join(SOON)
+
+    assert order == ["nested", "plain"]
+    assert reserved(breaker) == 0
+
+
+def test_what_was_drawn_comes_back_when_the_rest_is_refused():
+    breaker, _, _ = scripted(0.5)
+    with breaker.reserve(100 * MIB):
+        with pytest.raises(MemoryCircuitBreakerError):
+            breaker.reserve(401 * MIB).__enter__()
+
+        with breaker.reserve(100 * MIB):
+            assert reserved(breaker) == 100 * MIB
+
+
+def test_a_nested_reservation_that_shrinks_gives_back_to_the_one_around_it():
+    breaker, _, _ = scripted(0.5)
+    with breaker.reserve(100 * MIB) as outer:
+        with breaker.reserve(80 * MIB) as inner:
+            inner.resize(10 * MIB)
+            assert reserved(breaker) == 100 * MIB
+            outer.resize(10 * MIB)  # refused below what is drawn
+            assert reserved(breaker) == 10 * MIB
+        assert reserved(breaker) == 10 * MIB
+    assert reserved(breaker) == 0
+
+
+def test_a_reservation_may_be_left_in_another_context_than_it_was_entered_in():
+    breaker, _, _ = scripted(0.5)
+    held = breaker.reserve(MIB)
+    contextvars.copy_context().run(held.__enter__)
+
+    held.__exit__(None, None, None)
+
+    assert reserved(breaker) == 0
+    assert repr(held) == f"<Reservation of {MIB} bytes, released>"
+
+
+def test_a_plain_with_on_a_loop_is_refused_and_has_relief_run_elsewhere(monkeypatch):
+    ran, where = threading.Event(), []
+
+    def collect():
+        where.append(threading.current_thread())
+        ran.set()
+
+    monkeypatch.setattr("memguard.relief._relief.gc.collect", collect)
+    breaker, _, _ = scripted(0.5, relief=True)
+
+    async def main():
+        with pytest.raises(MemoryCircuitBreakerError), breaker.reserve(400 * MIB):
+            pass
+
+    asyncio.run(main())
+
+    assert ran.wait(SOON)
+    assert where[0] is not threading.main_thread()
+
+
+def test_a_relief_outlives_the_loop_that_waits_for_it(monkeypatch):
+    inside, go = threading.Event(), threading.Event()
+    threads = []
+
+    def collect():
+        threads.append(threading.current_thread())
+        inside.set()
+        assert go.wait(SOON)
+
+    monkeypatch.setattr("memguard.relief._relief.gc.collect", collect)
+    breaker, _, _ = scripted(0.5, relief=True)
+    loop = asyncio.new_event_loop()
+
+    async def work():
+        async with breaker.reserve(400 * MIB):
+            raise AssertionError("its loop never ran again")
+
+    coroutine = work()
+    task = loop.create_task(coroutine)
+    while not inside.is_set():
+        loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    go.set()
+    threads[0].join(SOON)
+
+    assert breaker.statistics().relief_runs == 1
+    task._log_destroy_pending = False
+    coroutine.close()
+
+
+def kept(used, free):
+    """A reading of 200 MiB in which the allocator holds *free* of *used* MiB."""
+    return MemoryUsage(used * MIB, used * MIB, used * MIB, 200 * MIB, "scripted", 0.0, malloc_free_bytes=free * MIB)
+
+
+def test_what_is_held_free_is_no_room_where_it_is_too_little():
+    breaker, _, _ = scripted(kept(170, 12))
+
+    with pytest.raises(MemoryCircuitBreakerError):
+        breaker.reserve(5 * MIB).__enter__()
+    with breaker.reserve(2 * MIB):
+        pass
+
+
+def test_of_two_that_look_at_what_is_held_free_at_once_one_goes_in():
+    looks = []
+
+    def read():
+        looks.append(1)
+        if len(looks) == 3:  # while the first takes the reading that it would go in by
+            contextvars.Context().run(second.__enter__)
+        return kept(185, 0) if len(looks) == 1 else kept(170, 140)
+
+    breaker = MemoryCircuitBreaker(sampler=read, relief=False)
+    second = breaker.reserve(MIB)
+
+    with pytest.raises(MemoryCircuitBreakerError):
+        breaker.reserve(MIB).__enter__()
+
+    assert reserved(breaker) == MIB
+    second.release()
+
+
+def test_one_who_waits_goes_in_on_what_is_held_free_also_while_the_circuit_is_open():
+    breaker, sampler, _ = scripted(kept(185, 0))
+    breaker._core.clock = iter(range(10**9)).__next__  # every look is stale
+    states = []
+
+    def work():
+        with breaker.reserve(5 * MIB, timeout=SOON):
+            states.append(breaker.state)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    wait_until_waiting(breaker, 1)
+    sampler.then(kept(170, 140))
+    thread.join(SOON)
+
+    assert states == ["open"]
+    assert (reserved(breaker), breaker._admission._on_ramp) == (0, 0)

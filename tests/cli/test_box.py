@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from memguard.cli._box import _parent, make_box
+import memguard.cli._box as boxes
+from memguard.cli._box import _GroupBox, _make_directory, _parent, _processes, _remove, make_box
 from memguard.sampling import Place, own_place
 
 MIB = 1024**2
@@ -165,3 +166,110 @@ def test_where_no_v2_ancestor_hands_the_controller_down_there_is_no_group(tmp_pa
 
     with pytest.raises(OSError, match="hands the memory controller down"):
         _parent(a_place(2, tmp_path / "own", tmp_path))
+
+
+def test_the_limit_of_a_v2_group_is_not_softened_by_swap(tmp_path):
+    for name in ("memory.max", "memory.swap.max"):
+        (tmp_path / name).touch()
+
+    _GroupBox(64 * MIB, 2, tmp_path).limit()
+
+    assert (tmp_path / "memory.max").read_text() == str(64 * MIB)
+    assert (tmp_path / "memory.swap.max").read_text() == "0"
+
+
+def test_a_v2_group_whose_kernel_counts_no_swap_is_limited_all_the_same(tmp_path):
+    (tmp_path / "memory.max").touch()
+
+    _GroupBox(64 * MIB, 2, tmp_path).limit()
+
+    assert (tmp_path / "memory.max").read_text() == str(64 * MIB)
+
+
+def test_a_group_says_how_many_the_kernel_killed_and_the_most_it_was_charged(tmp_path):
+    (tmp_path / "memory.events").write_text("oom 3\noom_kill 2\n")
+    (tmp_path / "memory.peak").write_text("12345\n")
+    box = _GroupBox(64 * MIB, 2, tmp_path)
+
+    assert (box.oom_kills(), box.peak_bytes()) == (2, 12345)
+
+
+def test_what_the_kernel_does_not_count_is_unknown_and_not_zero(tmp_path):
+    with make_box(64 * MIB, kind="rlimit") as limit:
+        for box in (limit, _GroupBox(64 * MIB, 2, tmp_path)):
+            assert (box.oom_kills(), box.peak_bytes()) == (None, None)
+
+
+def test_a_group_that_no_process_can_join_is_none(tmp_path):
+    with pytest.raises(OSError, match="no process can join"):
+        _GroupBox(64 * MIB, 2, tmp_path / "gone").try_to_join()
+
+
+def test_nothing_is_left_of_a_group_that_cannot_be_limited(tmp_path, monkeypatch):
+    monkeypatch.setattr(boxes, "own_place", lambda: a_place(1, tmp_path))
+
+    with make_box(64 * MIB) as box:
+        assert box.kind == "RLIMIT_DATA"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_is_taken_by_chance_is_passed_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(boxes, "_numbers", iter([1, 2]))
+    monkeypatch.setattr(boxes, "_mine", set())
+    (tmp_path / f"memguard-box-{os.getpid()}-1").mkdir()
+
+    made = _make_directory(tmp_path)
+
+    assert made.name == f"memguard-box-{os.getpid()}-2"
+    assert boxes._mine == {made}
+
+
+def test_a_directory_that_cannot_be_made_is_nobodys(tmp_path, monkeypatch):
+    monkeypatch.setattr(boxes, "_mine", set())
+
+    with pytest.raises(FileNotFoundError):
+        _make_directory(tmp_path / "gone")
+
+    assert boxes._mine == set()
+
+
+def test_a_group_that_cannot_be_removed_says_so(tmp_path, monkeypatch):
+    (tmp_path / "still").touch()
+    monkeypatch.setattr(boxes, "_mine", {tmp_path})
+    monkeypatch.setattr(boxes, "_REMOVE_SECONDS", 0)
+
+    with pytest.raises(OSError, match="cannot be removed"):
+        _GroupBox(64 * MIB, 2, tmp_path).close()
+
+
+def test_a_group_that_is_gone_counts_as_removed(tmp_path):
+    assert _remove(tmp_path / "gone")
+
+
+def test_a_process_that_cannot_be_named_from_here_is_left_alone(tmp_path):
+    """
+    0 would mean one's own group to kill(2).
+    """
+    (tmp_path / "cgroup.procs").write_text("0\n17\n")
+
+    assert _processes(tmp_path) == [17]
+
+
+def test_the_box_of_somebody_elses_living_process_stays(tmp_path, monkeypatch):
+    def forbidden(pid, number):
+        raise PermissionError
+
+    monkeypatch.setattr(boxes.os, "kill", forbidden)
+    theirs = tmp_path / "memguard-box-1-1"
+    theirs.mkdir()
+
+    boxes._clear_leftovers(tmp_path)
+
+    assert theirs.exists()
+
+
+def test_without_a_shell_there_is_no_box(monkeypatch):
+    monkeypatch.setattr(boxes, "_SHELL", "/no/such/shell")
+
+    with pytest.raises(OSError, match="missing here"):
+        make_box(64 * MIB)

@@ -3,9 +3,14 @@ from __future__ import annotations
 import csv
 import json
 import signal
+import sys
+import tempfile
+import threading
+from pathlib import Path
 
 import pytest
 
+from memguard.cli import _demo, _demo_jobs
 from memguard.cli._demo import is_in_memory
 from memguard.cli._demo_check import WrongOutputError, check_output
 from memguard.cli._demo_data import write_contacts
@@ -128,6 +133,7 @@ def test_size_ticks_are_round_binary_sizes_below_the_limit():
 def test_second_ticks_are_round_times():
     assert second_ticks(4.3) == [0, 1, 2, 3, 4]
     assert second_ticks(0.5) == [0, 0.1, 0.2, 0.3, 0.4, 0.5]
+    assert second_ticks(1e9) == [0]
 
 
 def a_run(way="memguard", status=0, **changes):
@@ -178,3 +184,84 @@ def test_a_folder_in_memory_is_known_by_its_mount(folder, expected):
     mounts = "1 0 0:1 / / rw - ext4 /dev/a rw\n2 1 0:2 / /tmp rw shared:1 - tmpfs tmpfs rw\ngarbled\n"
 
     assert is_in_memory(folder, mounts) is expected
+
+
+def test_on_a_terminal_progress_is_one_line_that_is_rewritten(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    line = _demo._Line("memguard")
+
+    line.show("1 row")
+    line.show("2 rows")  # too soon after the first
+    line.end()
+    line.end()
+
+    assert capsys.readouterr().out == "\rmemguard: 1 row\x1b[K\n"
+
+
+def test_output_is_not_written_to_a_folder_in_memory(monkeypatch):
+    usual = tempfile.gettempdir()
+    monkeypatch.setattr(_demo, "is_in_memory", lambda folder, mounts: folder == usual)
+    monkeypatch.setattr(_demo.os, "access", lambda folder, mode: True)
+    assert _demo._disk() in {"/var/tmp", str(Path.cwd())} - {usual}
+
+    for in_memory in (True, False):
+        monkeypatch.setattr(_demo, "is_in_memory", lambda folder, mounts, answer=in_memory: answer)
+        assert _demo._disk() is None
+
+
+def test_where_no_mounts_can_be_read_the_usual_folder_is_taken(monkeypatch):
+    def missing(path, **options):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", missing)
+
+    assert _demo._disk() is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGTERM")
+def test_a_demo_that_is_terminated_ends_as_one_that_is_interrupted():
+    before = signal.getsignal(signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as caught, _demo._terminated_is_interrupted():
+        signal.raise_signal(signal.SIGTERM)
+
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_in_another_thread_signals_are_left_alone():
+    before, seen = signal.getsignal(signal.SIGTERM), []
+
+    def run():
+        with _demo._terminated_is_interrupted():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(30)
+
+    assert seen == [before]
+
+
+def test_the_output_goes_to_the_disk_while_it_is_written(tmp_path, monkeypatch):
+    """
+    Pages of output that are not written yet count as used.
+    """
+    sizes = []
+    monkeypatch.setattr(_demo_jobs, "_SYNC_BYTES", 1)
+    monkeypatch.setattr(_demo_jobs.os, "fsync", lambda number: sizes.append(_demo_jobs.os.fstat(number).st_size))
+    monkeypatch.setattr(_demo_jobs, "_CHUNK_ROWS", 1)
+    (tmp_path / "in").write_text("A,B\n1,2\n3,4\n", encoding="utf-8")
+
+    assert _demo_jobs.memguard(tmp_path / "in", tmp_path / "out", lambda done: None) == 2
+
+    assert sizes == [8, 12, 12]
+
+
+def test_where_the_kernel_keeps_no_peak_the_job_is_looked_at_now_and_then(monkeypatch):
+    def refuse():
+        raise PermissionError("clear_refs")
+
+    monkeypatch.setattr("memguard.sampling._peak._reset_kernel_mark", refuse)
+
+    assert _demo_jobs._measurement().meter == "sampled"

@@ -101,3 +101,7 @@ def test_the_cost_covers_the_last_call_and_never_leaves_what_was_seen(calls):
 def test_every_early_call_is_measured_and_later_one_in_sixteen():
     assert all(LearnedCost(samples=7).wants(call) for call in range(40))
     assert sum(LearnedCost(samples=8).wants(call) for call in range(160)) == 10
+
+
+def test_a_batch_size_shows_its_steps():
+    assert repr(AdaptiveBatchSize((8, 4))) == "<AdaptiveBatchSize 8 of (8, 4)>"

@@ -242,6 +242,44 @@ def test_another_allocator_is_named_and_left_alone(monkeypatch, platform, preloa
     assert allocator.heap_counts() is None
 
 
+@pytest.fixture
+def without_figures(monkeypatch):
+    """A glibc older than 2.33, which gives no 64-bit figures, and refuses every option."""
+    functions = ("malloc", "free", "open_memstream", "fclose", "malloc_info")
+    library = SimpleNamespace(gnu_get_libc_version=None, mallopt=lambda option, value: 0)
+    for name in functions:
+        setattr(library, name, SimpleNamespace())
+    monkeypatch.setattr(allocator, "_PLATFORM", "linux")
+    monkeypatch.setattr(allocator, "_preloaded", lambda: None)
+    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: library)
+    monkeypatch.setattr(allocator, "_glibc", allocator._glibc.__wrapped__)
+    return library
+
+
+def test_an_old_glibc_is_named_without_figures(without_figures):
+    assert allocator_usage() == AllocatorUsage("glibc")
+    assert held_free_bytes() is None
+
+
+def test_a_glibc_that_refuses_is_not_said_to_be_limited(without_figures, caplog):
+    with caplog.at_level(logging.INFO, "memguard"):
+        assert not limit_arenas()
+
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("stranger", ["another platform", "another libc", "another malloc"])
+def test_only_glibcs_own_malloc_is_spoken_to(without_figures, monkeypatch, stranger):
+    if stranger == "another platform":
+        monkeypatch.setattr(allocator, "_PLATFORM", "darwin")
+    elif stranger == "another libc":
+        del without_figures.gnu_get_libc_version
+    else:
+        monkeypatch.setattr(allocator, "_preloaded", lambda: "jemalloc")
+
+    assert allocator._glibc() is None
+
+
 def test_an_allocator_that_psutil_cannot_ask_gives_no_figures(monkeypatch):
     monkeypatch.setattr(allocator, "_PLATFORM", "darwin")
     monkeypatch.setattr(allocator, "_glibc", lambda: None)

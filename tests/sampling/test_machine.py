@@ -343,3 +343,45 @@ def tree_root():
     from pathlib import Path
 
     return Path("/nonexistent")
+
+
+def test_a_limit_of_ones_own_counts_where_it_is_the_tightest(tree):
+    for own, found in ((64 * MIB, (64 * MIB, "explicit")), (2**50, (8192 * MIB, "host"))):
+        machine = Machine(tree.root, limit_bytes=own)
+        limit = machine.limit()
+        machine.close()
+
+        assert (limit.bytes, limit.source) == found
+
+
+def test_a_level_that_does_not_count_does_not_bind(tree):
+    tree.cgroup("0::/a", V2)
+    tree.v2("sys/fs/cgroup/a", limit=64 * MIB)
+    (tree.root / "sys/fs/cgroup/a/memory.current").unlink()
+
+    assert memory_usage(root=tree.root).source == "host"
+
+
+def test_page_cache_that_is_told_in_no_number_is_not_taken_off(tree):
+    tree.cgroup("0::/a", V2)
+    tree.v2("sys/fs/cgroup/a", limit=64 * MIB, usage=30 * MIB)
+    tree.write("sys/fs/cgroup/a/memory.stat", "inactive_file many\nactive_file 4096\n")
+
+    assert memory_usage(root=tree.root).used_bytes == 30 * MIB - 4096
+
+
+def test_without_a_status_shared_pages_count_as_file_pages(tree):
+    tree.write("proc/self/statm", "90000 50000 40000 700 0 12800 0\n")
+    tree.write("proc/self/status", "RssShmem:\t  100000 kB\n")
+    assert memory_usage(root=tree.root).anon_bytes == 10_000 * 4096 + 100_000 * 1024
+
+    (tree.root / "proc/self/status").unlink()
+    assert memory_usage(root=tree.root).anon_bytes == 10_000 * 4096
+
+
+def test_a_machine_that_does_not_say_its_size_leaves_the_other_limits(tree):
+    tree.cgroup("0::/a", V2)
+    tree.v2("sys/fs/cgroup/a", limit=64 * MIB, usage=30 * MIB)
+    (tree.root / "proc/meminfo").unlink()
+
+    assert memory_usage(root=tree.root).limit_bytes == 64 * MIB

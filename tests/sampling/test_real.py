@@ -5,6 +5,7 @@ The machine that runs the tests, for real.
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ import psutil
 import pytest
 
 from memguard import measure_peak, memory_limit, memory_usage
-from memguard.sampling import Machine, _portable
+from memguard.sampling import Machine, _portable, _rlimit
 from memguard.sampling._files import KeptFile
 from memguard.testing import FakeClock, ScriptedSampler, check_sampler
 
@@ -215,3 +216,9 @@ def test_the_fake_clock_does_not_go_back():
 def test_a_script_needs_a_reading():
     with pytest.raises(ValueError, match="at least one"):
         ScriptedSampler([])
+
+
+def test_windows_has_no_such_limits(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+
+    assert runpy.run_path(_rlimit.__file__)["own_limits"]() == {}

@@ -78,6 +78,19 @@ def test_a_budget_of_nothing_is_refused():
         chunked([], max_bytes=0)
 
 
+def test_nothing_makes_no_chunk_also_with_a_budget():
+    assert list(chunked(iter([]), max_bytes=100)) == []
+
+
+def test_rows_that_are_dicts_weigh_what_they_hold():
+    rows = [{"name": "x" * 1000} for _ in range(200)]
+
+    chunks = list(chunked(iter(rows), max_bytes="50 KiB"))
+
+    assert sum(chunks, []) == rows
+    assert all(35 <= len(chunk) <= 50 for chunk in chunks[:-1])
+
+
 # ----- pacing
 
 
@@ -274,6 +287,66 @@ def test_leaving_early_closes_the_source():
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("begun", [True, False])
+def test_closing_closes_a_generator_that_it_reads_from(begun):
+    closed = []
+
+    def source():
+        try:
+            yield from range(100)
+        finally:
+            closed.append(1)
+
+    async def main():
+        items = source()
+        next(items)
+        async with achunked(items, 5) as chunks:
+            if begun:
+                assert await anext(chunks) == [1, 2, 3, 4, 5]
+        assert closed == [1]
+
+    asyncio.run(main())
+
+
+def test_closing_one_that_was_never_begun_closes_its_async_source():
+    async def main():
+        closed = []
+        items = ticks(range(100), closed=closed)
+        await anext(items)
+        await achunked(items, 5).aclose()
+        assert closed == [1]
+
+    asyncio.run(main())
+
+
+def test_closing_leaves_a_source_alone_that_cannot_be_closed():
+    async def main():
+        items = iter(range(100))
+        async with achunked(items, 5) as chunks:
+            await anext(chunks)
+        assert next(items) == 5
+
+    asyncio.run(main())
+
+
+def test_what_is_no_mere_error_of_the_source_reaches_the_consumer_too():
+    class Shutdown(BaseException):
+        pass
+
+    async def source():
+        yield 1
+        raise Shutdown
+
+    async def main():
+        chunks = achunked(source(), 5)
+        assert await anext(chunks) == [1]
+        with pytest.raises(Shutdown):
+            await anext(chunks)
+        assert isinstance(chunks._pump._task.exception(), Shutdown)
+
+    asyncio.run(main())
+
+
 def test_an_abandoned_iterator_ends_its_task():
     async def main():
         closed = []
@@ -466,15 +539,53 @@ def test_wait_waits_for_room():
     assert (report.results, gate.waits) == ([8, 8, 4], 1)
 
 
-def test_a_byte_budget_is_reserved_while_a_chunk_runs():
-    gate = ScriptedGate()
-    report = process_in_chunks(
-        [b"x" * 1000] * 100, len, chunk_size=50, max_bytes="20 KiB", breaker=gate, on_result=lambda n: None
+def test_on_a_loop_it_waits_for_room_too():
+    gate = ScriptedGate(True, False)
+    report = asyncio.run(
+        aprocess_in_chunks(range(20), len, chunk_size=8, on_pressure="wait", breaker=gate, max_block=None)
     )
+
+    assert (report.results, gate.waits) == ([8, 8, 4], 1)
+
+
+@pytest.mark.parametrize("on_loop", [False, True])
+def test_a_byte_budget_is_reserved_while_a_chunk_runs(on_loop):
+    gate = ScriptedGate()
+    items, options = [b"x" * 1000] * 100, {"chunk_size": 50, "max_bytes": "20 KiB", "breaker": gate}
+    if on_loop:
+        report = asyncio.run(aprocess_in_chunks(items, len, max_block=None, **options))
+    else:
+        report = process_in_chunks(items, len, **options)
 
     assert report.items_done == 100
     assert set(gate.reserved) == {20 * 1024}
+    assert max(report.results) <= 22
     assert report.chunks_done >= 5
+
+
+def by_executor(items, fn, **options):
+    with ThreadPoolExecutor(1) as pool:
+        return process_in_chunks(items, fn, executor=pool, **options)
+
+
+def by_async_function(items, fn, **options):
+    async def work(chunk):
+        return fn(chunk)
+
+    return asyncio.run(aprocess_in_chunks(items, work, **options))
+
+
+def on_loop(items, fn, **options):
+    return asyncio.run(aprocess_in_chunks(items, fn, max_block=None, **options))
+
+
+@pytest.mark.parametrize("run", [process_in_chunks, by_executor, by_async_function, on_loop])
+def test_each_way_to_run_a_job_ends_where_it_is_told(run):
+    stopped = run(range(100), max, chunk_size=10, stop_when=lambda top: top >= 29, breaker=UNGUARDED)
+    partial = run(range(100), max, chunk_size=10, on_pressure="partial", breaker=ScriptedGate(True, True, False))
+
+    assert (stopped.results, stopped.complete, stopped.next_index) == ([9, 19, 29], False, 30)
+    assert (partial.results, partial.complete, partial.next_index) == ([9, 19], False, 20)
 
 
 def test_an_error_of_the_function_reaches_the_caller_and_is_not_tried_again():
@@ -638,6 +749,19 @@ def test_an_error_of_one_async_chunk_cancels_the_others():
     with pytest.raises(OSError, match="boom"):
         asyncio.run(main())
     assert sorted(cancelled) == [0, 20]
+
+
+def test_the_first_error_is_told_when_two_async_chunks_fail_at_once(caplog):
+    async def fn(items):
+        raise OSError(f"boom at {items[0]}")
+
+    async def main():
+        await aprocess_in_chunks(range(95), fn, chunk_size=10, concurrency=3, breaker=UNGUARDED)
+
+    with pytest.raises(OSError, match="boom at 0"):
+        asyncio.run(main())
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 def test_a_sync_function_on_a_loop_gets_slices_and_the_breaker_is_asked_once_a_chunk():

@@ -67,7 +67,7 @@ class Core:
         self.stuck = 0
         self._numbers = itertools.count(1)
         self._decided = 0
-        self.on_idle: Callable[[int], object] = _nothing
+        self.on_idle: Callable[[int], object]
         """Told, outside of the lock, what the allocator keeps in a reading that sees nobody hold bytes."""
         self._warned = False
         self.usage: MemoryUsage | None = None
@@ -231,10 +231,6 @@ class Core:
                 format_bytes(usage.used_bytes),
                 format_bytes(0 if self.lines is None else self.lines.open),
             )
-
-
-def _nothing(kept_bytes: int) -> None:
-    pass
 
 
 def _kept_bytes(usage: MemoryUsage, heap: HeapCounts | None) -> int:

@@ -128,8 +128,8 @@ class _SampledMark:
 
     def stop(self) -> None:
         self._done.set()
-        if self._thread is not None:
-            self._thread.join()
+        assert self._thread is not None, "it was started"
+        self._thread.join()
 
     def read(self) -> tuple[int, int]:
         current = self._rss_bytes()

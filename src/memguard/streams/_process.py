@@ -182,7 +182,7 @@ def _in_executor(
             _collect(running, job, ordered=ordered)
     finally:
         _abandon(running)
-    return (complete and not job.stopping) or complete
+    return complete
 
 
 def _submit(
