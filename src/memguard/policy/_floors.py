@@ -11,6 +11,7 @@ Rule: nothing here knows what the signal is, or what a leak is. It says how the 
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Callable, Sequence
 
 BLOCKS = 12
@@ -119,7 +120,7 @@ def plateau_of(floors: Sequence[float]) -> float:
     gain, gain_before = fourth - third, second - first
     if gain_before <= 0 or gain <= 0:
         return fourth
-    ratio = min(0.95, (gain / gain_before) ** 0.5)
+    ratio = min(0.95, math.sqrt(gain / gain_before))
     return fourth + gain * ratio / (1 - ratio)
 
 
@@ -170,9 +171,16 @@ class Scale:
         if self.shape is Shape.RISING:
             self.passes = min(self.passes + 1, int(self._patience) + 1)
             self.standing = self.standing or self.passes >= self._patience
-        elif self.passes:
+        elif self.passes and not self._undecided():
             self.passes -= 1
             self.standing = self.standing and self.passes > 0
+
+    def _undecided(self) -> bool:
+        """Whether an uneven stretch says nothing: a leak under load is one, as is the end of a leak."""
+        if self.shape not in (Shape.STEP, Shape.UNEVEN):
+            return False
+        first, _, third, fourth = retained_quarters(self.floors)
+        return not self.standing or fourth - third > _EVEN_SHARE * (fourth - first)
 
 
 class Ladder:
