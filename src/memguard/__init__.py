@@ -23,7 +23,15 @@ if TYPE_CHECKING:
     from memguard.errors import MemguardError as MemguardError
     from memguard.errors import MemoryCircuitBreakerError as MemoryCircuitBreakerError
     from memguard.errors import SamplingError as SamplingError
+    from memguard.monitor import MemoryAlert as MemoryAlert
+    from memguard.monitor import MemoryMonitor as MemoryMonitor
+    from memguard.monitor import OperationStatistics as OperationStatistics
+    from memguard.monitor import read_samples as read_samples
+    from memguard.monitor import write_samples as write_samples
     from memguard.policy import AdaptiveBatchSize as AdaptiveBatchSize
+    from memguard.policy import LeakDetectionResult as LeakDetectionResult
+    from memguard.policy import LeakDetector as LeakDetector
+    from memguard.policy import detect_leak as detect_leak
     from memguard.relief import AllocatorUsage as AllocatorUsage
     from memguard.relief import ReliefReport as ReliefReport
     from memguard.relief import ReliefStep as ReliefStep
@@ -74,7 +82,19 @@ _HOMES = {
         "MemoryCircuitBreakerError",
         "SamplingError",
     ),
-    "memguard.policy": ("AdaptiveBatchSize",),
+    "memguard.monitor": (
+        "MemoryAlert",
+        "MemoryMonitor",
+        "OperationStatistics",
+        "read_samples",
+        "write_samples",
+    ),
+    "memguard.policy": (
+        "AdaptiveBatchSize",
+        "LeakDetectionResult",
+        "LeakDetector",
+        "detect_leak",
+    ),
     "memguard.relief": (
         "AllocatorUsage",
         "ReliefReport",

@@ -32,6 +32,8 @@ class Settings:
         batch_size: ``MEMGUARD_BATCH_SIZE``: rows to a batch.
         force_gc: ``MEMGUARD_FORCE_GC``: whether relief may run a garbage collection.
         arenas: ``MEMGUARD_ARENAS``: ``keep`` leaves the allocator's arenas alone.
+        monitor: ``MEMGUARD_MONITOR``: ``off`` keeps monitors from starting.
+        sample_interval: ``MEMGUARD_SAMPLE_INTERVAL``: seconds between two samples of a monitor.
     """
 
     limit_bytes: int | None = None
@@ -42,6 +44,8 @@ class Settings:
     batch_size: int | None = None
     force_gc: bool | None = None
     arenas: str | None = None
+    monitor: bool | None = None
+    sample_interval: float | None = None
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:
@@ -70,6 +74,8 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         batch_size=read("MEMGUARD_BATCH_SIZE", _count),
         force_gc=read("MEMGUARD_FORCE_GC", _switch),
         arenas=read("MEMGUARD_ARENAS", _one_of("keep")),
+        monitor=read("MEMGUARD_MONITOR", _switch),
+        sample_interval=read("MEMGUARD_SAMPLE_INTERVAL", _seconds),
     )
 
 

@@ -5,6 +5,8 @@ Telling listeners that something changed. No listener can break the guard, and n
 from __future__ import annotations
 
 import logging
+import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -57,3 +59,32 @@ class Signal(Generic[_T]):
             except Exception:
                 # A broken dashboard must not stop the guard: say so, go on.
                 _log.exception("%s: listener %r failed", self._name, listener.__wrapped__)  # type: ignore[attr-defined]
+
+
+class Outbox(Generic[_T]):
+    """
+    Events on their way to listeners: put in under somebody's lock, handed out without it, in order, one at a time.
+
+    Args:
+        tell: Hears of each event, in whichever thread is at it.
+    """
+
+    def __init__(self, tell: Callable[[_T], object]) -> None:
+        self._tell = tell
+        self._events: deque[_T] = deque()
+        self._telling = threading.Lock()
+
+    def put(self, event: _T) -> None:
+        """Keep *event* for :meth:`deliver`."""
+        self._events.append(event)
+
+    def deliver(self) -> None:
+        """Hand out what there is, unless another thread is at it: then that one goes on with ours."""
+        while self._events:
+            if not self._telling.acquire(blocking=False):
+                return
+            try:
+                while self._events:
+                    self._tell(self._events.popleft())
+            finally:
+                self._telling.release()

@@ -16,7 +16,7 @@ from typing import Any, ParamSpec, TypeVar, cast, overload
 from memguard.breaker._admission import Admission
 from memguard.breaker._config import BreakerMode, Config, check_clock, make_config
 from memguard.breaker._core import BreakerChange, Core
-from memguard.breaker._guarding import Cost, kind_of, wrap
+from memguard.breaker._guarding import Cost, wrap
 from memguard.breaker._reservation import Reservation
 from memguard.breaker._statistics import BreakerStatistics
 from memguard.policy import State
@@ -26,6 +26,7 @@ from memguard.settings import settings
 from memguard.signals import Signal
 from memguard.units import ByteSize, Threshold, format_bytes, parse_bytes
 from memguard.values import Level, MemoryUsage
+from memguard.wrapping import kind_of
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -10,7 +10,6 @@ import itertools
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -19,7 +18,7 @@ from memguard.breaker._config import Config
 from memguard.policy import Circuit, Ledger, LineBytes, Mark, State, next_circuit, reading_interval
 from memguard.relief import HeapCounts, heap_counts
 from memguard.sampling import Machine, Sampler
-from memguard.signals import Signal
+from memguard.signals import Outbox, Signal
 from memguard.units import format_bytes
 from memguard.values import Level, MemoryUsage
 
@@ -70,7 +69,6 @@ class Core:
         self._decided = 0
         self.on_idle: Callable[[int], object]
         """Told, outside of the lock, what the allocator keeps in a reading that sees nobody hold bytes."""
-        self._events: deque[BreakerChange] = deque()
         self._warned = False
         self.usage: MemoryUsage | None = None
         self.kept_bytes = 0
@@ -88,8 +86,7 @@ class Core:
         self.lock = threading.Lock()
         self.ledger = Ledger()
         self._reading = threading.Lock()
-        self._telling = threading.Lock()
-        self._events.clear()
+        self._outbox = Outbox(self._tell)
         self.stale_at = float("-inf")
 
     def apply(self, config: Config) -> None:
@@ -161,11 +158,11 @@ class Core:
                 self.opened += after.state is State.OPEN and before.state is not State.OPEN
                 self.stuck += _found_stuck(before, after)
                 change = BreakerChange(before.state, after.state, after.level, usage, _found_stuck(before, after))
-                self._events.append(change)
+                self._outbox.put(change)
             self.refusing = after.state is State.OPEN and self.enforcing
             self.stale_at = now + reading_interval(usage.headroom_bytes, self.config.check_interval)
             idle = self.ledger.reserved_bytes == 0
-        self._tell()
+        self._outbox.deliver()
         if idle:
             self.on_idle(self.kept_bytes)
         return usage
@@ -207,18 +204,9 @@ class Core:
             )
         return lines
 
-    def _tell(self) -> None:
-        """Announce what happened, in order, from one thread at a time."""
-        while self._events:
-            if not self._telling.acquire(blocking=False):
-                return  # whoever is at it goes on with ours
-            try:
-                while self._events:
-                    change = self._events.popleft()
-                    self._report(change)
-                    self.on_change.announce(change)
-            finally:
-                self._telling.release()
+    def _tell(self, change: BreakerChange) -> None:
+        self._report(change)
+        self.on_change.announce(change)
 
     def _report(self, change: BreakerChange) -> None:
         usage = change.usage

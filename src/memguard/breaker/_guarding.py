@@ -1,15 +1,13 @@
 """
-Wraps functions so that they are admitted before they run. What :mod:`inspect` says of a function stays true of the
-wrapper.
+Has functions admitted before they run.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import AsyncGenerator, Callable, Generator
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
+from memguard import wrapping
 from memguard.breaker._learning import CostLearner, LearnedReservation
 from memguard.breaker._reservation import Reservation
 from memguard.units import ByteSize, parse_bytes
@@ -21,21 +19,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Cost: TypeAlias = ByteSize | Callable[..., ByteSize] | None
 _Reserve: TypeAlias = Callable[[tuple[Any, ...], dict[str, Any]], Reservation | LearnedReservation]
-Kind: TypeAlias = Literal["plain", "coroutine", "generator", "async generator"]
-
-
-def kind_of(fn: Callable[..., Any]) -> Kind:
-    """Return what a call of *fn* gives; partials and objects with an async ``__call__`` count as what they wrap."""
-    while isinstance(fn, functools.partial):
-        fn = fn.func
-    for candidate in (fn, type(fn).__call__):
-        if inspect.iscoroutinefunction(candidate):
-            return "coroutine"
-        if inspect.isasyncgenfunction(candidate):
-            return "async generator"
-        if inspect.isgeneratorfunction(candidate):
-            return "generator"
-    return "plain"
 
 
 def check_cost(cost: Cost) -> Cost:
@@ -57,14 +40,7 @@ def wrap(breaker: Callable[[], MemoryCircuitBreaker], fn: Callable[P, R], cost: 
     cost = check_cost(cost)
 
     reserve = _learned(breaker, timeout) if cost == "auto" else _told(breaker, cost, timeout)
-    kind = kind_of(fn)
-    if kind == "plain":
-        wrapper = _plain(breaker, fn, reserve, checks_only=cost is None)
-    else:
-        wrapper = {"coroutine": _coroutine, "generator": _generator, "async generator": _async_generator}[kind](
-            fn, reserve
-        )
-    return functools.update_wrapper(wrapper, fn)
+    return wrapping.wrap(fn, reserve, plain=_checked(breaker, fn, reserve) if cost is None else None)
 
 
 def _told(breaker: Callable[[], MemoryCircuitBreaker], cost: Cost, timeout: float | None) -> _Reserve:
@@ -86,15 +62,7 @@ def _learned(breaker: Callable[[], MemoryCircuitBreaker], timeout: float | None)
     return reserve
 
 
-def _plain(breaker: Callable[[], MemoryCircuitBreaker], fn: Any, reserve: _Reserve, *, checks_only: bool) -> Any:
-    if not checks_only:
-
-        def booked(*args: Any, **kwargs: Any) -> Any:
-            with reserve(args, kwargs):
-                return fn(*args, **kwargs)
-
-        return booked
-
+def _checked(breaker: Callable[[], MemoryCircuitBreaker], fn: Any, reserve: _Reserve) -> Any:
     def checked(*args: Any, **kwargs: Any) -> Any:
         if breaker().is_calm():
             return fn(*args, **kwargs)
@@ -102,70 +70,3 @@ def _plain(breaker: Callable[[], MemoryCircuitBreaker], fn: Any, reserve: _Reser
             return fn(*args, **kwargs)
 
     return checked
-
-
-def _coroutine(fn: Any, reserve: _Reserve) -> Any:
-    async def wrapper(*args: Any, **kwargs: Any) -> Any:
-        async with reserve(args, kwargs):
-            return await fn(*args, **kwargs)
-
-    return wrapper
-
-
-def _generator(fn: Any, reserve: _Reserve) -> Any:
-    def wrapper(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-        with reserve(args, kwargs) as held:
-            # A generator shares its caller's context: only while a step runs is this reservation the one around.
-            held.deactivate()
-            inner = fn(*args, **kwargs)
-            step: Callable[[], Any] = functools.partial(next, inner)
-            try:
-                while True:
-                    held.activate()
-                    try:
-                        value = step()
-                    finally:
-                        held.deactivate()
-                    try:
-                        sent = yield value
-                    except GeneratorExit:
-                        raise
-                    except BaseException as error:
-                        step = functools.partial(inner.throw, error)
-                    else:
-                        step = functools.partial(inner.send, sent)
-            except StopIteration as stop:
-                return stop.value
-            finally:
-                inner.close()
-
-    return wrapper
-
-
-def _async_generator(fn: Any, reserve: _Reserve) -> Any:
-    async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-        async with reserve(args, kwargs) as held:
-            held.deactivate()
-            inner = fn(*args, **kwargs)
-            step: Callable[[], Any] = inner.__anext__
-            try:
-                while True:
-                    held.activate()
-                    try:
-                        value = await step()
-                    finally:
-                        held.deactivate()
-                    try:
-                        sent = yield value
-                    except GeneratorExit:
-                        raise
-                    except BaseException as error:
-                        step = functools.partial(inner.athrow, error)
-                    else:
-                        step = functools.partial(inner.asend, sent)
-            except StopAsyncIteration:
-                return
-            finally:
-                await inner.aclose()
-
-    return wrapper

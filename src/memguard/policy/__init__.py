@@ -1,5 +1,6 @@
 """
-Decisions as pure functions and values: lines and levels, the circuit, the ledger of reservations, the pace of readings.
+Decisions as pure functions and values: lines and levels, the circuit, the ledger of reservations, the pace of readings,
+and whether memory leaks.
 
 Nothing here measures, waits, starts a thread or reads a clock.
 """
@@ -9,19 +10,28 @@ from memguard.policy._cadence import reading_interval
 from memguard.policy._chunks import ChunkSize, slice_size
 from memguard.policy._circuit import Circuit, State, next_circuit
 from memguard.policy._cost import LearnedCost
+from memguard.policy._leak_detector import LeakDetector
+from memguard.policy._leak_result import LeakDetectionResult
+from memguard.policy._leaks import detect_leak
 from memguard.policy._ledger import Ledger, Mark
 from memguard.policy._lines import LineBytes, Lines, next_level
+from memguard.policy._watch import MinuteGrowth, WatchLines
 
 __all__ = [
     "AdaptiveBatchSize",
     "ChunkSize",
     "Circuit",
+    "LeakDetectionResult",
+    "LeakDetector",
     "LearnedCost",
     "Ledger",
     "LineBytes",
     "Lines",
     "Mark",
+    "MinuteGrowth",
     "State",
+    "WatchLines",
+    "detect_leak",
     "next_circuit",
     "next_level",
     "reading_interval",

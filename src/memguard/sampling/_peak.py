@@ -8,6 +8,7 @@ overlap, in threads too. What other threads allocate meanwhile is part of the pe
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import time
@@ -50,8 +51,13 @@ class _KernelMark:
         self._status = KeptFile(Path("/proc/self/status"))
 
     @staticmethod
+    @functools.cache
     def works() -> bool:
-        """Tell whether this kernel lets the process reset its mark; sandboxes may not."""
+        """
+        Tell whether this kernel lets the process reset its mark; sandboxes may not.
+
+        Asked once, before the first block: asking is resetting, which a block that is open would never hear of.
+        """
         try:
             _reset_kernel_mark()
         except OSError:
@@ -213,7 +219,8 @@ class PeakMeasurement:
 
     Attributes:
         peak_bytes: The largest growth above the start, at any moment of the block.
-        kept_bytes: What of it was still there at the end; negative where the block freed memory.
+        before_bytes: What the meter showed at the start.
+        kept_bytes: What of the growth was still there at the end; negative where the block freed memory.
         meter: Who measured: ``"kernel"``, ``"tracemalloc"`` or ``"sampled"``.
         seconds: How long the block ran.
     """
@@ -222,14 +229,15 @@ class PeakMeasurement:
         self._blocks = _blocks_of(meter)
         self.meter: MeterName = self._blocks.mark.name
         self.peak_bytes = 0
+        self.before_bytes = 0
         self.kept_bytes = 0
         self.seconds = 0.0
-        self._began: tuple[int, float] | None = None
+        self._began_at: float | None = None
 
     def __enter__(self) -> Self:
-        if self._began is not None:
+        if self._began_at is not None:
             raise RuntimeError("this measurement was used already; call measure_peak() for each block")
-        self._began = self._blocks.enter(self), time.monotonic()
+        self.before_bytes, self._began_at = self._blocks.enter(self), time.monotonic()
         return self
 
     def __exit__(
@@ -238,13 +246,12 @@ class PeakMeasurement:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._began is None:
+        if self._began_at is None:
             raise RuntimeError("this measurement was never entered")
-        start_bytes, start = self._began
-        self.seconds = time.monotonic() - start
+        self.seconds = time.monotonic() - self._began_at
         end_bytes, peak_bytes = self._blocks.leave(self)
-        self.peak_bytes = max(0, peak_bytes - start_bytes)
-        self.kept_bytes = end_bytes - start_bytes
+        self.peak_bytes = max(0, peak_bytes - self.before_bytes)
+        self.kept_bytes = end_bytes - self.before_bytes
 
 
 def measure_cheaply() -> PeakMeasurement:

@@ -1,0 +1,306 @@
+"""
+Finds leaks while samples come in.
+
+Rule 1: a leak is growth that is kept, neither fades nor recurs nor comes at once, and goes on for *patience* windows.
+Rule 2: resident size is judged last. Where malloc holds more free, a rise of the resident size is not a leak.
+Rule 3: thresholds follow the noise of the process; no size is assumed.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from memguard.policy._floors import BLOCKS, Ladder, Scale, Shape, plateau_of
+from memguard.policy._leak_result import Cause, LeakDetectionResult, Verdict, growth_percent, worded
+from memguard.policy._trend import Mark, Marks, seconds_until, trend_of
+
+_BLOCK_BYTES = 64
+"""
+A Python block counts as this much: most objects are of 32 to 128 bytes. It serves to compare, never to measure.
+"""
+_KIB = 1024
+_LEAST: dict[str, tuple[float, int]] = {
+    "resident size": (0.003, 64 * _KIB),
+    "resident less free": (0.003, 64 * _KIB),
+    "malloc in use": (0.005, 128 * _KIB),
+    "python blocks": (0.005, 128 * _KIB),
+}
+"""For each signal the growth of a window that counts: this share of its floor, and this many bytes."""
+
+_CAUSE_SHARE = 0.25
+"""A signal that shows this part of what the strongest gained has to do with it."""
+
+_GAP = 5
+"""A pause of more than this many intervals is a machine that slept: the block that it falls into says nothing."""
+_SETTLING = 8
+"""The usual interval follows the last so many samples."""
+
+
+class _Finding(NamedTuple):
+    signal: str
+    level: int
+
+
+def _stands(scale: Scale) -> bool:
+    return scale.standing
+
+
+def _rises(scale: Scale) -> bool:
+    return scale.passes > 0 and scale.shape is Shape.RISING
+
+
+def _fades(scale: Scale) -> bool:
+    return scale.shape is Shape.FADING
+
+
+class _Signal:
+    """One signal: the floor of the current block, and the ladder of those before."""
+
+    __slots__ = ("_floor", "_net_floor", "ladder")
+
+    def __init__(self, ladder: Ladder) -> None:
+        self.ladder = ladder
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the current block."""
+        self._floor = self._net_floor = math.inf
+
+    def see(self, nbytes: int, explained_bytes: int) -> None:
+        """Take one value into the current block."""
+        self._floor = min(self._floor, nbytes)
+        nbytes -= explained_bytes
+        self._net_floor = min(self._net_floor, nbytes)
+
+    def end_block(self) -> None:
+        """Hand the floor on; a block without a value has none."""
+        if self._floor != math.inf:
+            self.ladder.add(self._floor, self._net_floor)
+            self.restart()
+
+
+class LeakDetector:
+    """
+    Judges samples as they come, in constant memory. Not thread-safe: one thread calls it, or callers share a lock.
+
+    It says nothing for one window, and calls a leak after about *patience* windows of growth. Resident size alone will
+    do; the other signals find leaks below the swing of the load, and name the cause. A signal may be missing from some
+    samples: it is judged by those that have it.
+
+    What cannot be told from a leak before it ends: growth that is as steady as a leak for longer than *patience*
+    windows and then stops, as of a large cache while it fills. Say what such caches hold with *explained_bytes*.
+
+    Args:
+        window: Samples that are judged together; rounded down to a multiple of 12. The shortest time scale; six
+            more, each twice as long, are judged beside it.
+        patience: How many windows growth must last. More is slower and calls fewer slow fills a leak.
+
+    Raises:
+        TypeError: *window* is no integer, or *patience* no number.
+        ValueError: *window* is below 12, or *patience* is not in 1.25 to 100.
+    """
+
+    def __init__(self, window: int = 60, *, patience: float = 2.0) -> None:
+        self._block_samples = _whole("window", window) // BLOCKS
+        if self._block_samples < 1:
+            raise ValueError(f"window must be {BLOCKS} samples or more, got {window!r}")
+        if isinstance(patience, bool) or not isinstance(patience, int | float):
+            raise TypeError(f"patience must be a number, got {patience!r}")
+        if not 1.25 <= patience <= 100:
+            raise ValueError(f"patience must be from 1.25 to 100, got {patience!r}")
+        self._signals = {name: _Signal(Ladder(patience, *least)) for name, least in _LEAST.items()}
+        self._resident, self._used, self._malloc, self._blocks = self._signals.values()
+        self._marks = Marks()
+        self._mark: Mark | None = None
+        self._samples = 0
+        self._interval = 0.0
+        self._first: tuple[float, int] | None = None
+        self._last: tuple[float, int] | None = None
+        self._free_bytes: int | None = None
+        self._leaking = False
+
+    def update(
+        self,
+        seconds: float,
+        rss_bytes: int,
+        *,
+        python_blocks: int | None = None,
+        malloc_in_use_bytes: int | None = None,
+        malloc_free_bytes: int | None = None,
+        explained_bytes: int = 0,
+    ) -> bool:
+        """
+        Take a sample; return True while a leak stands.
+
+        Args:
+            seconds: When, on a clock that never goes back.
+            rss_bytes: Resident size, better without file pages.
+            python_blocks: ``sys.getallocatedblocks()``.
+            malloc_in_use_bytes: What malloc has handed out, mapped blocks included.
+            malloc_free_bytes: What it holds free.
+            explained_bytes: What caches with a bound hold. Growth counts only if it is there with these bytes and
+                without. Which signal they are part of is not known, so they are taken from each: while a cache
+                fills, a leak that is slower than the filling stays hidden; afterwards it does not.
+
+        Raises:
+            TypeError: A size that is no integer (a bool is none), or *seconds* is no number.
+            ValueError: A size is negative, *seconds* is not finite or lies before the last sample.
+        """
+        self._advance(seconds)
+        explained = _whole("explained_bytes", explained_bytes) if explained_bytes else 0
+        resident = _whole("rss_bytes", rss_bytes)
+        self._resident.see(resident, explained)
+        if malloc_free_bytes is not None:
+            self._free_bytes = free = _whole("malloc_free_bytes", malloc_free_bytes)
+            self._used.see(max(0, resident - free), explained)
+        if malloc_in_use_bytes is not None:
+            self._malloc.see(_whole("malloc_in_use_bytes", malloc_in_use_bytes), explained)
+        # Under PYTHONMALLOC=malloc there are 0 blocks always: that is unknown, not none.
+        if python_blocks:
+            self._blocks.see(_whole("python_blocks", python_blocks) * _BLOCK_BYTES, explained)
+        self._last = (seconds, resident)
+        if self._first is None:
+            self._first = self._last
+        mark = self._mark
+        self._mark = Mark(seconds, resident, seconds, resident) if mark is None else mark.with_sample(seconds, resident)
+        self._samples += 1
+        if self._samples == self._block_samples:
+            self._end_block()
+        return self._leaking
+
+    def _advance(self, seconds: float) -> None:
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+            raise TypeError(f"seconds must be a number, got {seconds!r}")
+        if not math.isfinite(seconds):
+            raise ValueError(f"seconds must be finite, got {seconds!r}")
+        if self._last is None:
+            return
+        pause = seconds - self._last[0]
+        if pause < 0:
+            raise ValueError(f"time went back: {seconds!r} after {self._last[0]!r}")
+        if not self._interval:
+            self._interval = pause
+        elif pause > _GAP * self._interval:
+            self._restart_block()
+            pause = _GAP * self._interval
+        self._interval += (pause - self._interval) / _SETTLING
+
+    def _restart_block(self) -> None:
+        self._samples = 0
+        self._mark = None
+        for signal in self._signals.values():
+            signal.restart()
+
+    def _end_block(self) -> None:
+        for signal in self._signals.values():
+            signal.end_block()
+        if self._mark is not None:
+            self._marks.add(self._mark)
+        self._mark = None
+        self._samples = 0
+        self._leaking = self._finding(_stands) is not None
+
+    def report(self, limit_bytes: int | None = None) -> LeakDetectionResult:
+        """
+        Return what the samples so far say.
+
+        The figures go by the time scale on which growth stands, or by the shortest.
+
+        Args:
+            limit_bytes: What resident size may not exceed, for the time that is left.
+
+        Raises:
+            TypeError: *limit_bytes* is no integer.
+            ValueError: *limit_bytes* is negative.
+        """
+        limit = None if limit_bytes is None else _whole("limit_bytes", limit_bytes)
+        verdict, found = self._judge()
+        level = found.level if found else 0
+        marks = self._marks.scales[level]
+        trend = trend_of(marks)
+        first, last = self._first, self._last
+        if len(marks) == BLOCKS:
+            first = (marks[0].low_at, marks[0].low_bytes)
+        plateau = self._plateau(level) if verdict == "warming-up" else None
+        left = None
+        if limit is not None and last and marks and trend.slope > 0 and (plateau is None or plateau >= limit):
+            left = seconds_until(limit, marks, trend.slope, last[0])
+        result = LeakDetectionResult(
+            verdict=verdict,
+            cause=self._cause(level) if verdict in ("leak", "suspect") else None,
+            growth_percent=growth_percent(first, last),
+            first_sample=first,
+            last_sample=last,
+            growth_bytes_per_minute=trend.slope * 60,
+            growth_interval=(trend.low * 60, trend.high * 60),
+            seconds_to_limit=left,
+            plateau_bytes=plateau,
+            reason=self._reason(verdict, found),
+        )
+        return worded(result, self._free_bytes)
+
+    def _finding(self, sign: Callable[[Scale], bool]) -> _Finding | None:
+        """Return the first signal, and its shortest scale, that *sign* holds for; resident size is asked last."""
+        for name in ("python blocks", "malloc in use"):
+            level = self._signals[name].ladder.first(sign)
+            if level is not None:
+                return _Finding(name, level)
+        level = self._signals["resident size"].ladder.first(sign)
+        used = self._signals["resident less free"].ladder
+        if level is None or (used.ready and used.first(sign) is None):
+            return None
+        return _Finding("resident size", level)
+
+    def _judge(self) -> tuple[Verdict, _Finding | None]:
+        if not any(signal.ladder.ready for signal in self._signals.values()):
+            return "insufficient", None
+        if found := self._finding(_stands):
+            return "leak", found
+        if found := self._finding(_rises):
+            return "suspect", found
+        fading = self._signals["resident size"].ladder.first(_fades)
+        if fading is None:
+            return "stable", None
+        return "warming-up", _Finding("resident size", fading)
+
+    def _cause(self, level: int) -> Cause | None:
+        gains = {name: signal.ladder.scales[level].gain for name, signal in self._signals.items()}
+        most = max(gains.values())
+        grows = {
+            name: signal.ladder.first(_stands) is not None or gains[name] >= _CAUSE_SHARE * most > 0
+            for name, signal in self._signals.items()
+        }
+        blocks, malloc = (self._signals[name].ladder.ready for name in ("python blocks", "malloc in use"))
+        if blocks and grows["python blocks"]:
+            return "python objects"
+        # Each tells only what the other leaves: without blocks, malloc's may hold Python objects as well.
+        if not (blocks and malloc):
+            return None
+        return "native" if grows["malloc in use"] else "mapped or fragmented"
+
+    def _plateau(self, level: int) -> int:
+        return round(plateau_of(self._resident.ladder.scales[level].floors))
+
+    def _reason(self, verdict: Verdict, found: _Finding | None) -> str:
+        if verdict == "insufficient":
+            return f"fewer than {self._block_samples * BLOCKS} samples"
+        if found is None:
+            return "nothing grows beyond its noise, keeps what it gained, and goes on"
+        span = self._block_samples * BLOCKS * 2**found.level
+        shape = self._signals[found.signal].ladder.scales[found.level].shape.value
+        return f"{found.signal} over {span} samples: {shape}"
+
+
+def _whole(name: str, value: Any) -> int:
+    if isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+    if number < 0:
+        raise ValueError(f"{name} must not be negative, got {value!r}")
+    return number

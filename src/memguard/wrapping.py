@@ -1,0 +1,152 @@
+"""
+Wraps a function so that each call of it runs inside something that is entered and left: a reservation, a measurement.
+
+All four kinds of function. What :mod:`inspect` says of a function stays true of its wrapper; what is sent to or thrown
+into a generator reaches it.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import AsyncGenerator, Callable, Generator
+from types import TracebackType
+from typing import Any, Literal, Protocol, TypeAlias
+
+Kind: TypeAlias = Literal["plain", "coroutine", "generator", "async generator"]
+
+
+class Around(Protocol):
+    """What a call runs inside of."""
+
+    def __enter__(self) -> Any: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
+    ) -> None: ...
+    async def __aenter__(self) -> Any: ...
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
+    ) -> None: ...
+
+    def activate(self) -> None:
+        """Hear that a generator begins or goes on with a step, in the context of whoever asked for it."""
+        ...
+
+    def deactivate(self) -> None:
+        """Hear that the step is over."""
+        ...
+
+
+Surround: TypeAlias = Callable[[tuple[Any, ...], dict[str, Any]], Around]
+"""Makes what one call runs inside of, from the call's arguments."""
+
+
+def kind_of(fn: Callable[..., Any]) -> Kind:
+    """Return what a call of *fn* gives; partials and objects with an async ``__call__`` count as what they wrap."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    for candidate in (fn, type(fn).__call__):
+        if inspect.iscoroutinefunction(candidate):
+            return "coroutine"
+        if inspect.isasyncgenfunction(candidate):
+            return "async generator"
+        if inspect.isgeneratorfunction(candidate):
+            return "generator"
+    return "plain"
+
+
+def wrap(fn: Callable[..., Any], surround: Surround, *, plain: Callable[..., Any] | None = None) -> Any:
+    """
+    Return *fn*, each call of which runs inside what *surround* makes for it.
+
+    A generator is entered at its first step and left when it is exhausted or closed.
+
+    Args:
+        fn: Any of the four kinds of function.
+        surround: Called with the arguments of the call.
+        plain: Takes the wrapper's place where *fn* is a plain function.
+    """
+    make = {
+        "plain": _plain,
+        "coroutine": _coroutine,
+        "generator": _generator,
+        "async generator": _async_generator,
+    }
+    kind = kind_of(fn)
+    wrapper = plain if plain is not None and kind == "plain" else make[kind](fn, surround)
+    return functools.update_wrapper(wrapper, fn)
+
+
+def _plain(fn: Any, surround: Surround) -> Any:
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        with surround(args, kwargs):
+            return fn(*args, **kwargs)
+
+    return wrapper
+
+
+def _coroutine(fn: Any, surround: Surround) -> Any:
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        async with surround(args, kwargs):
+            return await fn(*args, **kwargs)
+
+    return wrapper
+
+
+def _generator(fn: Any, surround: Surround) -> Any:
+    def wrapper(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+        with surround(args, kwargs) as held:
+            # A generator shares its caller's context: only while a step runs is this the one around.
+            held.deactivate()
+            inner = fn(*args, **kwargs)
+            step: Callable[[], Any] = functools.partial(next, inner)
+            try:
+                while True:
+                    held.activate()
+                    try:
+                        value = step()
+                    finally:
+                        held.deactivate()
+                    try:
+                        sent = yield value
+                    except GeneratorExit:
+                        raise
+                    except BaseException as error:
+                        step = functools.partial(inner.throw, error)
+                    else:
+                        step = functools.partial(inner.send, sent)
+            except StopIteration as stop:
+                return stop.value
+            finally:
+                inner.close()
+
+    return wrapper
+
+
+def _async_generator(fn: Any, surround: Surround) -> Any:
+    async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+        async with surround(args, kwargs) as held:
+            held.deactivate()
+            inner = fn(*args, **kwargs)
+            step: Callable[[], Any] = inner.__anext__
+            try:
+                while True:
+                    held.activate()
+                    try:
+                        value = await step()
+                    finally:
+                        held.deactivate()
+                    try:
+                        sent = yield value
+                    except GeneratorExit:
+                        raise
+                    except BaseException as error:
+                        step = functools.partial(inner.athrow, error)
+                    else:
+                        step = functools.partial(inner.asend, sent)
+            except StopAsyncIteration:
+                return
+            finally:
+                await inner.aclose()
+
+    return wrapper
