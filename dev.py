@@ -3,7 +3,8 @@ Everything a developer runs, with nothing but Python and pip: ``python3 dev.py C
 
     demo [ARGS]     show a job that is killed without memguard and finishes with it
     test [ARGS]     the quick suite (arguments go to pytest)
-    check           lint, types, import layers
+    check           lint, types, import layers, documentation
+    docs            the documentation alone: snippets, links, names
     ci              check and test, with the seconds of each step
     accept [PART]   the long suite, whole or one part; prints a table
     bench [NAME]    the benchmarks, all or those named; --quick for seconds instead of minutes
@@ -20,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -105,6 +107,7 @@ CHECKS = {
     "lint": ["-m", "ruff", "check", "."],
     "types": ["-m", "mypy"],
     "layers": ["-c", LAYERS],
+    "docs": ["docs/check.py"],
 }
 
 
@@ -187,25 +190,27 @@ def verdicts(name: str, *, quick: bool) -> list[str]:
     return [target["text"] for target in json.loads(result.read_text(encoding="utf-8"))["targets"]]
 
 
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "demo": lambda rest: run(*python("-m", "memguard", "demo", *rest)),
+    "test": lambda rest: run(*python("-m", "pytest", *rest)),
+    "check": lambda _: steps(CHECKS),
+    "docs": lambda _: run(*python(*CHECKS["docs"])),
+    "ci": lambda _: ci(),
+    "accept": accept,
+    "bench": bench,
+}
+
+
 def main() -> int:
     """Read the command line and do it."""
     if sys.version_info < OLDEST:
         raise SystemExit(f"dev.py: memguard needs Python 3.11 or newer, this is {sys.version.split()[0]}")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("command", choices=["demo", "test", "check", "ci", "accept", "bench"])
+    parser.add_argument("command", choices=COMMANDS)
     options, rest = parser.parse_known_args()
-    if options.command == "ci":
-        return ci()
-    set_up()
-    if options.command == "check":
-        return steps(CHECKS)
-    if options.command == "accept":
-        return accept(rest)
-    if options.command == "bench":
-        return bench(rest)
-    if options.command == "demo":
-        return run(*python("-m", "memguard", "demo", *rest))
-    return run(*python("-m", "pytest", *rest))
+    if options.command != "ci":  # which says how long it took
+        set_up()
+    return COMMANDS[options.command](rest)
 
 
 if __name__ == "__main__":

@@ -33,9 +33,19 @@ def test_an_unknown_name_is_an_attribute_error():
         memguard.nonsense  # noqa: B018
 
 
-def test_importing_loads_none_of_the_heavy_modules():
-    heavy = ["asyncio", "multiprocessing", "psutil", "dataclasses", "inspect"]
-    code = f"import sys, memguard; print([m for m in {heavy} if m in sys.modules])"
+@pytest.mark.parametrize(
+    ("code", "heavy"),
+    [
+        pytest.param("", ["asyncio", "multiprocessing", "psutil", "dataclasses", "inspect"], id="importing"),
+        pytest.param(
+            "with memguard.default_breaker().reserve('1 MiB', timeout=1): pass",
+            ["asyncio", "multiprocessing", "psutil"],
+            id="a breaker without a loop",
+        ),
+    ],
+)
+def test_what_needs_no_heavy_module_loads_none(code, heavy):
+    code = f"import sys, memguard\n{code}\nprint([m for m in {heavy} if m in sys.modules])"
 
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
 

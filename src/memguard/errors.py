@@ -6,6 +6,8 @@ Numbers sit in ``args``, the sentence in ``__str__``: so an error survives the t
 
 from __future__ import annotations
 
+from typing import Any
+
 from memguard.units import format_bytes
 from memguard.values import MemoryUsage
 
@@ -77,7 +79,7 @@ class ChunksRefusedError(MemoryCircuitBreakerError):
     def __init__(self, cause: MemoryCircuitBreakerError, report: object) -> None:
         super().__init__(*cause.args)
         self.args = (cause, report)
-        self.report = report
+        self.report: Any = report  # its type stands above this module
 
     def __str__(self) -> str:
         return f"{super().__str__()} (the smallest chunk was refused; see .report for what is done)"

@@ -448,6 +448,15 @@ def test_the_default_breaker_limits_arenas_unless_told_to_keep_them(no_default_b
     assert no_default_breaker == asked
 
 
+def test_the_guard_of_the_module_asks_the_default_breaker_of_the_moment_of_the_call(no_default_breaker):
+    @memguard.guard(cost="1 MiB")
+    def held():
+        return memguard.default_breaker().statistics().reserved_bytes
+
+    assert default._made == []
+    assert held() == MIB
+
+
 def test_threads_that_ask_at_once_get_the_same_default_breaker(no_default_breaker, monkeypatch):
     got, at_the_lock = [], threading.Event()
 

@@ -7,12 +7,14 @@ them back. The head of the line takes readings while it waits; the others sleep 
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from memguard.breaker._core import Core, seconds_left
 from memguard.errors import MemoryCircuitBreakerError
@@ -20,6 +22,9 @@ from memguard.policy import Ledger, State
 from memguard.relief import Relief, tops
 from memguard.sampling import Sampler
 from memguard.values import MemoryUsage
+
+if TYPE_CHECKING:
+    from memguard.breaker._loop import LoopEvent
 
 _LONGEST_POLL_SECONDS = 0.25
 _LINGER_SECONDS = 1.0
@@ -326,9 +331,8 @@ class Admission:
 
     async def _await(self, nbytes: int, timeout: float | None, nested: bool) -> Grant:
         deadline = None if timeout is None else time.monotonic() + timeout
-        loop = asyncio.get_running_loop()
-        event = asyncio.Event()
-        waiter = _Waiter(nbytes, lambda: loop.call_soon_threadsafe(event.set), nested)
+        event = _loop_event()
+        waiter = _Waiter(nbytes, event.set, nested)
         self._join(waiter)
         try:
             while True:
@@ -337,7 +341,7 @@ class Admission:
                     return grant
                 if seconds_left(deadline) == 0:
                     raise self._refusal(nbytes)
-                await _wait_for(event, self._pause(waiter, deadline))
+                await event.wait(self._pause(waiter, deadline))
                 event.clear()
                 if self._head() is waiter:
                     self.relieve_aside()
@@ -397,16 +401,15 @@ class Admission:
 
     async def _relieved(self) -> None:
         """Wait for a relief in another thread."""
-        loop = asyncio.get_running_loop()
-        done = asyncio.Event()
+        done = _loop_event()
 
         def relieve() -> None:
             try:
                 self._relieve_here()
             finally:
                 # A loop that was closed meanwhile has nobody who waits.
-                if not loop.is_closed():
-                    loop.call_soon_threadsafe(done.set)
+                with contextlib.suppress(RuntimeError):
+                    done.set()
 
         threading.Thread(target=relieve, name="memguard-relief", daemon=True).start()
         await done.wait()
@@ -467,16 +470,12 @@ class Admission:
 
 def in_event_loop() -> bool:
     """Tell whether this thread runs an event loop right now."""
-    return asyncio._get_running_loop() is not None
+    # Whoever runs one has imported asyncio. Imported here, it would be paid for by all.
+    running_loop = getattr(sys.modules.get("asyncio.events"), "_get_running_loop", None)
+    return running_loop is not None and running_loop() is not None
 
 
-async def _wait_for(event: asyncio.Event, seconds: float | None) -> None:
-    """Wait until *event* is set or *seconds* are over."""
-    if seconds is None:
-        await event.wait()
-        return
-    timer = asyncio.get_running_loop().call_later(seconds, event.set)
-    try:
-        await event.wait()
-    finally:
-        timer.cancel()
+def _loop_event() -> LoopEvent:
+    from memguard.breaker._loop import LoopEvent  # noqa: PLC0415 - likewise
+
+    return LoopEvent()

@@ -37,7 +37,8 @@ class AllocatorUsage:
     What the C allocator of this process has in hand. A figure it does not give is None.
 
     Attributes:
-        name: ``"glibc"``, ``"jemalloc"``, ``"mimalloc"``, ``"musl"``, ``"macos"``, ``"windows"`` or ``"unknown"``.
+        name: ``"glibc"``, ``"jemalloc"``, ``"mimalloc"``, ``"tcmalloc"``, ``"musl"``, ``"macos"``, ``"windows"`` or
+            ``"unknown"``.
         in_use_bytes: Handed out, without the mapped blocks.
         free_bytes: Held without use, over all arenas. Part of it may be returned to the kernel already: a trim leaves
             it as it is.
