@@ -48,7 +48,7 @@ TOOLS = {
     "gunicorn": "gunicorn>=22",
     "coverage": "coverage==7.17.5",
 }  # of parts of the long suite
-BENCHES = ["hot_paths", "reading", "import", "pacing", "demo", "allocator"]
+BENCHES = ["hot_paths", "reading", "import", "pacing", "demo", "allocator", "leaks"]
 
 
 def run(*command: str | Path) -> int:

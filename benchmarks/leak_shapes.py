@@ -23,13 +23,13 @@ Curve: TypeAlias = Callable[[int], float]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What a detector is given: seconds, bytes, and a count of blocks."""
+    """What a detector is given: seconds, bytes, and a count of blocks; None for what is not known."""
 
     seconds: float
     rss_bytes: int
-    python_blocks: int
-    malloc_in_use_bytes: int
-    malloc_free_bytes: int
+    python_blocks: int | None
+    malloc_in_use_bytes: int | None
+    malloc_free_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +198,7 @@ def healthy_series(seed: int, each: int, length: int = 480) -> Iterator[Series]:
             yield Series(shape.__name__, False, None, 0, 0.0, _samples(chance, length, load, lambda _i: 0.0, "none"))
 
 
-def leaking_series(seed: int, each: int, length: int = 480, most_load: float = 1.0) -> Iterator[Series]:
+def leaking_series(seed: int, each: int, length: int = 480, most_load: float = 0.5) -> Iterator[Series]:
     """
     Yield *each* series of every kind of leak, under loads and from onsets that differ.
 
@@ -214,9 +214,13 @@ def leaking_series(seed: int, each: int, length: int = 480, most_load: float = 1
             rate = total / (length - onset)
             leak = shape(rate, chance, length)
             load = _scaled(load_shape(chance, length), length, total * chance.uniform(0.1, most_load))
-            samples = _samples(chance, length, load, lambda i, leak=leak, on=onset: leak(max(0, i - on)), cause)
+            samples = _samples(chance, length, load, _from(onset, leak), cause)
             slope = rate * samples[0].rss_bytes / 10 if shape is even else 0.0
             yield Series(f"{shape.__name__} under {load_shape.__name__}", True, cause, onset, slope, samples)
+
+
+def _from(onset: int, leak: Curve) -> Curve:
+    return lambda i: leak(max(0, i - onset))
 
 
 def _scaled(load: Curve, length: int, most: float) -> Curve:

@@ -11,6 +11,11 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from memguard.attribution import GrowthReport as GrowthReport
+    from memguard.attribution import LeakReporter as LeakReporter
+    from memguard.attribution import Snapshot as Snapshot
+    from memguard.attribution import report_on_signal as report_on_signal
+    from memguard.attribution import take_snapshot as take_snapshot
     from memguard.breaker import BreakerChange as BreakerChange
     from memguard.breaker import BreakerMode as BreakerMode
     from memguard.breaker import BreakerStatistics as BreakerStatistics
@@ -66,6 +71,13 @@ __version__ = "0.1.0"
 
 # Where each public name lives. A test holds this table against the imports above.
 _HOMES = {
+    "memguard.attribution": (
+        "GrowthReport",
+        "LeakReporter",
+        "Snapshot",
+        "report_on_signal",
+        "take_snapshot",
+    ),
     "memguard.breaker": (
         "BreakerChange",
         "BreakerMode",

@@ -171,9 +171,16 @@ class Scale:
         if self.shape is Shape.RISING:
             self.passes = min(self.passes + 1, int(self._patience) + 1)
             self.standing = self.standing or self.passes >= self._patience
-        elif self.passes:
+        elif self.passes and not self._undecided():
             self.passes -= 1
             self.standing = self.standing and self.passes > 0
+
+    def _undecided(self) -> bool:
+        """Whether an uneven stretch says nothing: a leak under load is one, as is the end of a leak."""
+        if self.shape not in (Shape.STEP, Shape.UNEVEN):
+            return False
+        first, _, third, fourth = retained_quarters(self.floors)
+        return not self.standing or fourth - third > _EVEN_SHARE * (fourth - first)
 
 
 class Ladder:

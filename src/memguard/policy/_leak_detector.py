@@ -149,18 +149,24 @@ class LeakDetector:
             TypeError: A size that is no integer (a bool is none), or *seconds* is no number.
             ValueError: A size is negative, *seconds* is not finite or lies before the last sample.
         """
-        self._advance(seconds)
-        explained = _whole("explained_bytes", explained_bytes) if explained_bytes else 0
+        # All is looked at before anything is taken: a sample that is refused leaves no trace.
+        pause = self._pause_before(seconds)
         resident = _whole("rss_bytes", rss_bytes)
+        explained = _whole("explained_bytes", explained_bytes)
+        blocks = None if python_blocks is None else _whole("python_blocks", python_blocks)
+        in_use = None if malloc_in_use_bytes is None else _whole("malloc_in_use_bytes", malloc_in_use_bytes)
+        free = None if malloc_free_bytes is None else _whole("malloc_free_bytes", malloc_free_bytes)
+
+        self._advance(pause)
         self._resident.see(resident, explained)
-        if malloc_free_bytes is not None:
-            self._free_bytes = free = _whole("malloc_free_bytes", malloc_free_bytes)
+        if free is not None:
+            self._free_bytes = free
             self._used.see(max(0, resident - free), explained)
-        if malloc_in_use_bytes is not None:
-            self._malloc.see(_whole("malloc_in_use_bytes", malloc_in_use_bytes), explained)
+        if in_use is not None:
+            self._malloc.see(in_use, explained)
         # Under PYTHONMALLOC=malloc there are 0 blocks always: that is unknown, not none.
-        if python_blocks:
-            self._blocks.see(_whole("python_blocks", python_blocks) * _BLOCK_BYTES, explained)
+        if blocks:
+            self._blocks.see(blocks * _BLOCK_BYTES, explained)
         self._last = (seconds, resident)
         if self._first is None:
             self._first = self._last
@@ -171,16 +177,18 @@ class LeakDetector:
             self._end_block()
         return self._leaking
 
-    def _advance(self, seconds: float) -> None:
+    def _pause_before(self, seconds: float) -> float:
         if isinstance(seconds, bool) or not isinstance(seconds, int | float):
             raise TypeError(f"seconds must be a number, got {seconds!r}")
         if not math.isfinite(seconds):
             raise ValueError(f"seconds must be finite, got {seconds!r}")
         if self._last is None:
-            return
-        pause = seconds - self._last[0]
-        if pause < 0:
+            return 0.0
+        if seconds < self._last[0]:
             raise ValueError(f"time went back: {seconds!r} after {self._last[0]!r}")
+        return seconds - self._last[0]
+
+    def _advance(self, pause: float) -> None:
         if not self._interval:
             self._interval = pause
         elif pause > _GAP * self._interval:
