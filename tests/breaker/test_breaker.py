@@ -602,3 +602,15 @@ def test_what_a_burst_left_with_the_allocator_is_given_back_once_nobody_holds_by
 
     assert ran.wait(30)
     assert breaker.state == "closed"
+
+
+def test_off_lets_everything_pass_and_neither_counts_nor_logs_nor_relieves(caplog):
+    breaker, _, _ = scripted(0.9, mode="off", relief=True)
+
+    with caplog.at_level(logging.DEBUG, "memguard"):
+        breaker.check()
+        with breaker.reserve(5000 * MIB):
+            assert breaker.level is CRITICAL
+
+    counts = breaker.statistics()
+    assert (counts.refused, counts.relief_runs, caplog.records) == (0, 0, [])

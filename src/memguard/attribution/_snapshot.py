@@ -176,7 +176,7 @@ def take_snapshot(*, exact: bool = False, trace_seconds: float = 0.0, frames: in
     """
     Return what this process consists of now: counters, types, the longest containers, and lines if asked to trace.
 
-    Cheap enough for production without tracing: 0.17 s for a million objects, in which the GIL is held. two of them:
+    Cheap enough for production without tracing: 0.17 s for a million objects, in which the GIL is held. Compare two:
     ``print(take_snapshot().compare(older))``.
 
     Args:

@@ -163,7 +163,7 @@ class Admission:
             fits = self._fits(nbytes, nested)
             if core.enforcing and (not fits or (self._line and not nested)):
                 return None
-            self.refused += not fits
+            self.refused += not fits and core.config.mode == "observe"
             return self._book(nbytes)
 
     # ----- under the lock

@@ -49,7 +49,8 @@ class MemoryCircuitBreaker:
         limit: A limit of your own, held against this process, beside those of the kernel.
         check_interval: Seconds for which a reading is good at most; less while little is left.
         relief: Whether to collect garbage and return free pages before refusing.
-        mode: ``"enforce"`` refuses, ``"observe"`` only counts and logs, ``"off"`` lets everything pass.
+        mode: ``"enforce"`` refuses, ``"observe"`` only counts what it would refuse, and logs openings;
+            ``"off"`` lets everything pass, and neither counts, logs nor relieves.
         name: Stands in log records.
         sampler: Takes the readings; None reads this machine.
         clock: Seconds, monotonic.
@@ -298,7 +299,7 @@ class MemoryCircuitBreaker:
 
     def _apply(self, config: Config) -> None:
         """Go by *config* from now on, in place."""
-        if config.relief is not self._core.config.relief:
+        if _relieves(config) is not _relieves(self._core.config):
             self._admission.relief = _relief(config, self._core.clock)
         self._core.apply(config)
 
@@ -321,7 +322,11 @@ def check_timeout(timeout: float | None) -> float | None:
 
 def _relief(config: Config, clock: Callable[[], float]) -> Relief:
     collect = settings().force_gc is not False
-    return Relief(default_steps(collect=collect) if config.relief else (), clock)
+    return Relief(default_steps(collect=collect) if _relieves(config) else (), clock)
+
+
+def _relieves(config: Config) -> bool:
+    return config.relief and config.mode != "off"
 
 
 _alive: weakref.WeakSet[MemoryCircuitBreaker] = weakref.WeakSet()

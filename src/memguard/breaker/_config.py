@@ -14,7 +14,7 @@ from memguard.sampling import Sampler
 from memguard.units import ByteSize, Threshold, parse_bytes
 
 BreakerMode: TypeAlias = Literal["enforce", "observe", "off"]
-"""Refuse; only say what would have been refused; do neither."""
+"""Refuse; only count what would have been refused; do neither."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -210,6 +210,8 @@ class Core:
 
     def _report(self, change: BreakerChange) -> None:
         usage = change.usage
+        if self.config.mode == "off":
+            return
         level = logging.WARNING if change.after is State.OPEN else logging.INFO
         _log.log(
             level,
