@@ -37,6 +37,7 @@ ACCEPT = {
     "races": [*LONG, "tests/long/test_races.py"],
     "kernel": [*LONG, "tests/long/test_kernel_repeats.py"],
     "gunicorn": [*LONG, "tests/long/test_gunicorn.py"],
+    "knowing": [*LONG, "tests/long/test_knowing.py"],
     "pools": [*LONG, "tests/long/test_pools.py"],
     "busy": ["tests/long/places.py", "busy"],
     "twins": ["tests/long/places.py", "twins"],
@@ -48,7 +49,7 @@ TOOLS = {
     "gunicorn": "gunicorn>=22",
     "coverage": "coverage==7.17.5",
 }  # of parts of the long suite
-BENCHES = ["hot_paths", "reading", "import", "pacing", "demo", "allocator", "leaks"]
+BENCHES = ["hot_paths", "reading", "import", "pacing", "demo", "allocator", "leaks", "monitor"]
 
 
 def run(*command: str | Path) -> int:
