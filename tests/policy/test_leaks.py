@@ -254,6 +254,18 @@ def test_signals_that_are_missing_from_some_samples_are_judged_by_the_others():
     assert alarm
 
 
+def test_a_signal_that_is_no_longer_given_takes_its_alarm_with_it():
+    detector = LeakDetector()
+    blocks = [1_000_000 + 3000 * i for i in range(200)]
+    assert feed(detector, [500 * MIB] * 200, python_blocks=blocks)[-1]
+
+    assert not feed(detector, [500 * MIB] * 240, start=2000.0)[-1]
+
+
+def test_a_start_that_is_over_is_no_longer_called_warming_up():
+    assert judge(noisy(lambda i: 1 - math.exp(-i / 30), 300)).verdict == "stable"
+
+
 def test_no_blocks_at_all_are_unknown_and_not_a_sign_of_native_code():
     result = judge(
         [100 * MIB + i * MIB for i in range(200)],

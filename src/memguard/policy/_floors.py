@@ -228,3 +228,12 @@ class Ladder:
     def first(self, sign: Callable[[Scale], bool]) -> int | None:
         """Return the shortest level that *sign* holds for."""
         return next((level for level, scale in enumerate(self.scales) if sign(scale)), None)
+
+    def fading(self) -> int | None:
+        """Return the shortest level on which growth fades and is not over: the level below sees some of it."""
+        below = Shape.FADING
+        for level, scale in enumerate(self.scales):
+            if scale.shape is Shape.FADING and below is not Shape.FLAT:
+                return level
+            below = scale.shape
+        return None

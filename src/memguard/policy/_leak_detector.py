@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from memguard.policy._floors import BLOCKS, Ladder, Scale, Shape, plateau_of
 from memguard.policy._leak_result import Cause, LeakDetectionResult, Verdict, growth_percent, worded
-from memguard.policy._trend import Mark, Marks, seconds_until, trend_of
+from memguard.policy._trend import Mark, Marks, Trend, seconds_until, trend_of
 
 _BLOCK_BYTES = 64
 """
@@ -35,8 +35,18 @@ _CAUSE_SHARE = 0.25
 
 _GAP = 5
 """A pause of more than this many intervals is a machine that slept: the block that it falls into says nothing."""
+_SILENT_BLOCKS = 4 * BLOCKS
+"""A signal that is not given for four windows is forgotten: nobody would ever take its alarm back."""
+
 _SETTLING = 8
 """The usual interval follows the last so many samples."""
+
+
+_REASONS = {
+    "leak": "keeps rising, neither fades nor recurs nor jumps",
+    "suspect": "rises steadily, not yet for long enough",
+    "warming-up": "rises less and less",
+}
 
 
 class _Finding(NamedTuple):
@@ -52,17 +62,15 @@ def _rises(scale: Scale) -> bool:
     return scale.passes > 0 and scale.shape is Shape.RISING
 
 
-def _fades(scale: Scale) -> bool:
-    return scale.shape is Shape.FADING
-
-
 class _Signal:
     """One signal: the floor of the current block, and the ladder of those before."""
 
-    __slots__ = ("_floor", "_net_floor", "ladder")
+    __slots__ = ("_floor", "_measures", "_net_floor", "_silent_blocks", "ladder")
 
-    def __init__(self, ladder: Ladder) -> None:
-        self.ladder = ladder
+    def __init__(self, patience: float, least_share: float, least_growth: int) -> None:
+        self._measures = (patience, least_share, least_growth)
+        self.ladder = Ladder(*self._measures)
+        self._silent_blocks = 0
         self.restart()
 
     def restart(self) -> None:
@@ -79,7 +87,12 @@ class _Signal:
         """Hand the floor on; a block without a value has none."""
         if self._floor != math.inf:
             self.ladder.add(self._floor, self._net_floor)
+            self._silent_blocks = 0
             self.restart()
+            return
+        self._silent_blocks += 1
+        if self._silent_blocks == _SILENT_BLOCKS:
+            self.ladder = Ladder(*self._measures)
 
 
 class LeakDetector:
@@ -111,7 +124,7 @@ class LeakDetector:
             raise TypeError(f"patience must be a number, got {patience!r}")
         if not 1.25 <= patience <= 100:
             raise ValueError(f"patience must be from 1.25 to 100, got {patience!r}")
-        self._signals = {name: _Signal(Ladder(patience, *least)) for name, least in _LEAST.items()}
+        self._signals = {name: _Signal(patience, *least) for name, least in _LEAST.items()}
         self._resident, self._used, self._malloc, self._blocks = self._signals.values()
         self._marks = Marks()
         self._mark: Mark | None = None
@@ -234,7 +247,7 @@ class LeakDetector:
             first = (marks[0].low_at, marks[0].low_bytes)
         plateau = self._plateau(level) if verdict == "warming-up" else None
         left = None
-        if limit is not None and last and marks and trend.slope > 0 and (plateau is None or plateau >= limit):
+        if limit is not None and last and _leads_there(verdict, trend, plateau, limit):
             left = seconds_until(limit, marks, trend.slope, last[0])
         result = LeakDetectionResult(
             verdict=verdict,
@@ -269,7 +282,7 @@ class LeakDetector:
             return "leak", found
         if found := self._finding(_rises):
             return "suspect", found
-        fading = self._signals["resident size"].ladder.first(_fades)
+        fading = self._resident.ladder.fading()
         if fading is None:
             return "stable", None
         return "warming-up", _Finding("resident size", fading)
@@ -298,8 +311,13 @@ class LeakDetector:
         if found is None:
             return "nothing grows beyond its noise, keeps what it gained, and goes on"
         span = self._block_samples * BLOCKS * 2**found.level
-        shape = self._signals[found.signal].ladder.scales[found.level].shape.value
-        return f"{found.signal} over {span} samples: {shape}"
+        return f"{found.signal} {_REASONS[verdict]}, seen over {span} samples at a time"
+
+
+def _leads_there(verdict: Verdict, trend: Trend, plateau: int | None, limit: int) -> bool:
+    # A slope that may as well be none has no time to the limit, unless growth was found by other means.
+    grows = trend.slope > 0 and (trend.low > 0 or verdict in ("leak", "suspect"))
+    return grows and (plateau is None or plateau >= limit)
 
 
 def _whole(name: str, value: Any) -> int:
