@@ -62,6 +62,10 @@ def _rises(scale: Scale) -> bool:
     return scale.passes > 0 and scale.shape is Shape.RISING
 
 
+def _has_risen(scale: Scale) -> bool:
+    return scale.passes > 0
+
+
 class _Signal:
     """One signal: the floor of the current block, and the ladder of those before."""
 
@@ -270,8 +274,8 @@ class LeakDetector:
             if level is not None:
                 return _Finding(name, level)
         level = self._signals["resident size"].ladder.first(sign)
-        used = self._signals["resident less free"].ladder
-        if level is None or (used.ready and used.first(sign) is None):
+        used = self._used.ladder
+        if level is None or (used.ready and used.first(_has_risen) is None):
             return None
         return _Finding("resident size", level)
 
