@@ -87,6 +87,7 @@ WINDOWS = st.sampled_from([12, 25, 60])
             st.none() | st.integers(0, 2**30),
             st.none() | st.integers(0, 2**40),
             st.none() | st.integers(0, 2**40),
+            st.none() | st.integers(0, 50),
             st.integers(0, 2**40),
         ),
         max_size=150,
@@ -95,7 +96,7 @@ WINDOWS = st.sampled_from([12, 25, 60])
 )
 def test_no_sane_series_raises_and_its_figures_are_numbers(samples, window):
     detector, now = LeakDetector(window), 0.0
-    for pause, rss, blocks, in_use, free, explained in samples:
+    for pause, rss, blocks, in_use, free, runs, explained in samples:
         now += pause
         alarm = detector.update(
             now,
@@ -103,6 +104,7 @@ def test_no_sane_series_raises_and_its_figures_are_numbers(samples, window):
             python_blocks=blocks,
             malloc_in_use_bytes=in_use,
             malloc_free_bytes=free,
+            gc_runs=runs,
             explained_bytes=explained,
         )
         assert alarm is (detector.report().verdict == "leak")

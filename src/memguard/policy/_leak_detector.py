@@ -13,6 +13,7 @@ import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from memguard.policy._collected import Collected
 from memguard.policy._floors import BLOCKS, Ladder, Scale, Shape, plateau_of
 from memguard.policy._leak_result import Cause, LeakDetectionResult, Verdict, growth_percent, worded
 from memguard.policy._trend import Mark, Marks, Trend, seconds_until, trend_of
@@ -42,10 +43,11 @@ _SETTLING = 8
 """The usual interval follows the last so many samples."""
 
 
+_COLLECTED = "python blocks left by full collections"
 _REASONS = {
-    "leak": "keeps rising, neither fades nor recurs nor jumps",
-    "suspect": "rises steadily, not yet for long enough",
-    "warming-up": "rises less and less",
+    "leak": "kept rising, without fading, recurring or jumping",
+    "suspect": "rose steadily, not yet for long enough",
+    "warming-up": "rose less and less",
 }
 
 
@@ -130,6 +132,9 @@ class LeakDetector:
             raise ValueError(f"patience must be from 1.25 to 100, got {patience!r}")
         self._signals = {name: _Signal(patience, *least) for name, least in _LEAST.items()}
         self._resident, self._used, self._malloc, self._blocks = self._signals.values()
+        self._collected = Collected(
+            self._block_samples * 2, self._block_samples * BLOCKS * patience, *_LEAST["python blocks"]
+        )
         self._marks = Marks()
         self._mark: Mark | None = None
         self._samples = 0
@@ -147,6 +152,7 @@ class LeakDetector:
         python_blocks: int | None = None,
         malloc_in_use_bytes: int | None = None,
         malloc_free_bytes: int | None = None,
+        gc_runs: int | None = None,
         explained_bytes: int = 0,
     ) -> bool:
         """
@@ -158,6 +164,8 @@ class LeakDetector:
             python_blocks: ``sys.getallocatedblocks()``.
             malloc_in_use_bytes: What malloc has handed out, mapped blocks included.
             malloc_free_bytes: What it holds free.
+            gc_runs: Collections of the oldest generation so far, ``gc.get_stats()[2]["collections"]``: with them and
+                the blocks a leak is seen below a deep sawtooth of garbage.
             explained_bytes: What caches with a bound hold. Growth counts only if it is there with these bytes and
                 without. Which signal they are part of is not known, so they are taken from each: while a cache
                 fills, a leak that is slower than the filling stays hidden; afterwards it does not.
@@ -173,6 +181,7 @@ class LeakDetector:
         blocks = None if python_blocks is None else _whole("python_blocks", python_blocks)
         in_use = None if malloc_in_use_bytes is None else _whole("malloc_in_use_bytes", malloc_in_use_bytes)
         free = None if malloc_free_bytes is None else _whole("malloc_free_bytes", malloc_free_bytes)
+        runs = None if gc_runs is None else _whole("gc_runs", gc_runs)
 
         self._advance(pause)
         self._resident.see(resident, explained)
@@ -184,6 +193,8 @@ class LeakDetector:
         # Under PYTHONMALLOC=malloc there are 0 blocks always: that is unknown, not none.
         if blocks:
             self._blocks.see(blocks * _BLOCK_BYTES, explained)
+            if runs is not None:
+                self._collected.see(blocks * _BLOCK_BYTES, explained, runs)
         self._last = (seconds, resident)
         if self._first is None:
             self._first = self._last
@@ -192,7 +203,7 @@ class LeakDetector:
         self._samples += 1
         if self._samples == self._block_samples:
             self._end_block()
-        return self._leaking
+        return self._leaking or self._collected.standing
 
     def _pause_before(self, seconds: float) -> float:
         if isinstance(seconds, bool) or not isinstance(seconds, int | float):
@@ -227,6 +238,9 @@ class LeakDetector:
         self._mark = None
         self._samples = 0
         self._leaking = self._finding(_stands) is not None
+        if not self._blocks.ladder.ready:
+            # Too early for it, or the blocks are no longer given and were forgotten.
+            self._collected.standing = False
 
     def report(self, limit_bytes: int | None = None) -> LeakDetectionResult:
         """
@@ -284,6 +298,8 @@ class LeakDetector:
             return "insufficient", None
         if found := self._finding(_stands):
             return "leak", found
+        if self._collected.standing:
+            return "leak", _Finding(_COLLECTED, 0)
         if found := self._finding(_rises):
             return "suspect", found
         fading = self._resident.ladder.fading()
@@ -299,7 +315,7 @@ class LeakDetector:
             for name, signal in self._signals.items()
         }
         blocks, malloc = (self._signals[name].ladder.ready for name in ("python blocks", "malloc in use"))
-        if blocks and grows["python blocks"]:
+        if self._collected.standing or (blocks and grows["python blocks"]):
             return "python objects"
         # Each tells only what the other leaves: without blocks, malloc's may hold Python objects as well.
         if not (blocks and malloc):
@@ -314,6 +330,8 @@ class LeakDetector:
             return f"fewer than {self._block_samples * BLOCKS} samples"
         if found is None:
             return "nothing grows beyond its noise, keeps what it gained, and goes on"
+        if found.signal == _COLLECTED:
+            return f"{found.signal} {_REASONS[verdict]}"
         span = self._block_samples * BLOCKS * 2**found.level
         return f"{found.signal} {_REASONS[verdict]}, seen over {span} samples at a time"
 
