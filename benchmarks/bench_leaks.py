@@ -249,15 +249,12 @@ def compare(cases: Sequence[Case], contenders: Iterable[str]) -> dict[str, Score
     return scores
 
 
-def table(title: str, scores: dict[str, Score]) -> list[dict[str, Any]]:
-    """Print the table of *scores* and return its rows."""
+def table(scores: dict[str, Score]) -> str:
+    """Return *scores* as lines of text."""
     rows = [score.row(name) for name, score in scores.items()]
-    print(f"\n{title}")
     widths = {column: max(len(column), *(len(str(row[column])) for row in rows)) for column in rows[0]}
-    print("  ".join(f"{column:<{width}}" for column, width in widths.items()))
-    for row in rows:
-        print("  ".join(f"{row[column]!s:<{width}}" for column, width in widths.items()))
-    return rows
+    lines = [{column: column for column in widths}, *rows]
+    return "\n".join(["", *("  ".join(f"{line[name]!s:<{width}}" for name, width in widths.items()) for line in lines)])
 
 
 def time_to_limit(seed: int, each: int) -> list[float]:
@@ -298,11 +295,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     scores: dict[str, list[Score]] = {name: [] for name in CONTENDERS}
     for seed in seeds:
         got = compare(seeded(seed, each), CONTENDERS)
-        report.note(f"rows, seed {seed}", table(f"Seeded series, seed {seed}", got))
+        report.note(f"seeded series, seed {seed}", table(got))
         for name, score in got.items():
             scores[name].append(score)
     for name, of_seeds in scores.items():
         report.add(f"{name}: F1", [score.f1 for score in of_seeds], "")
+        ever = [score.ever_alarmed / score.healthy * 100 for score in of_seeds]
+        report.add(f"{name}: healthy ever alarmed", ever, "%")
         report.add(f"{name}: sample", [score.seconds / score.samples * 1e6 for score in of_seeds], "us")
     claims(report, scores["memguard, all signals"], scores["memguard, resident size"])
     report.target("a report", report_cost(seeded(SEEDS[0], 1)[-1]), "us", 100)
@@ -332,9 +331,9 @@ def traces(report: Report, folder: Path) -> None:
     cases = recorded(folder)
     known = all(sample.python_blocks is not None for case in cases for sample in case.samples[:1])
     got = compare(cases, [name for name in CONTENDERS if known or "all signals" not in name])
-    report.note(f"rows, traces {folder.name}", table(f"Recorded processes: {folder.name}", got))
+    report.note(f"recorded processes, {folder.name}", table(got))
     best = next(iter(got.values()))
-    report.note(f"wrong, traces {folder.name}", best.wrong)
+    report.note(f"wrong, {folder.name}", ", ".join(best.wrong) or "none")
     report.target(f"F1, traces {folder.name}", best.f1, "", 0.98 if known else 0.9, at_least=True)
 
 

@@ -229,6 +229,55 @@ def test_a_cache_that_shrinks_does_not_look_like_a_leak_of_the_signals_it_is_not
     assert not any(alarms)
 
 
+def garbage(i, *, kept=0, period=110):
+    """Return the live blocks of a process whose cycles wait *period* samples for a full collection."""
+    return 400_000 + 600 * (i % period) + kept * i
+
+
+@pytest.mark.parametrize(("kept", "leaks"), [(0, False), (60, True)])
+def test_a_leak_below_a_deep_sawtooth_of_garbage_is_seen_by_what_collections_leave(kept, leaks):
+    detector = LeakDetector()
+
+    alarms = feed(
+        detector,
+        [300 * MIB] * 480,
+        python_blocks=[garbage(i, kept=kept) for i in range(480)],
+        gc_runs=[i // 110 for i in range(480)],
+    )
+
+    assert alarms[-1] is leaks
+    assert detector.report().detected is leaks
+    assert detector.report().cause == ("python objects" if leaks else None)
+
+
+def test_a_cache_explains_what_collections_leave():
+    held = [i * 60 * 64 for i in range(480)]
+
+    alarms = feed(
+        LeakDetector(),
+        [300 * MIB] * 480,
+        python_blocks=[garbage(i, kept=60) for i in range(480)],
+        gc_runs=[i // 110 for i in range(480)],
+        explained_bytes=held,
+    )
+
+    assert not any(alarms)
+
+
+def test_what_collections_leave_stops_standing_when_they_stop_coming():
+    detector = LeakDetector()
+    feed(
+        detector,
+        [300 * MIB] * 480,
+        python_blocks=[garbage(i, kept=60) for i in range(480)],
+        gc_runs=[i // 110 for i in range(480)],
+    )
+
+    alarms = feed(detector, [300 * MIB] * 480, python_blocks=[430_000] * 480, gc_runs=[4] * 480, start=4800.0)
+
+    assert not alarms[-1]
+
+
 def test_a_machine_that_slept_is_no_growth():
     detector = LeakDetector()
     feed(detector, [100 * MIB] * 150)
@@ -252,6 +301,18 @@ def test_signals_that_are_missing_from_some_samples_are_judged_by_the_others():
         alarm = detector.update(float(i), 500 * MIB, **blocks)
 
     assert alarm
+
+
+def test_a_signal_that_is_no_longer_given_takes_its_alarm_with_it():
+    detector = LeakDetector()
+    blocks = [1_000_000 + 3000 * i for i in range(200)]
+    assert feed(detector, [500 * MIB] * 200, python_blocks=blocks)[-1]
+
+    assert not feed(detector, [500 * MIB] * 240, start=2000.0)[-1]
+
+
+def test_a_start_that_is_over_is_no_longer_called_warming_up():
+    assert judge(noisy(lambda i: 1 - math.exp(-i / 30), 300)).verdict == "stable"
 
 
 def test_no_blocks_at_all_are_unknown_and_not_a_sign_of_native_code():
@@ -339,6 +400,7 @@ def test_a_wrong_construction_is_refused_with_its_value(arguments, error, words)
         (11.0, 1, {"python_blocks": True}, TypeError, "python_blocks"),
         (11.0, 1, {"malloc_in_use_bytes": -3}, ValueError, "malloc_in_use_bytes"),
         (11.0, 1, {"malloc_free_bytes": "4"}, TypeError, "malloc_free_bytes"),
+        (11.0, 1, {"gc_runs": -1}, ValueError, "gc_runs"),
         (11.0, 1, {"explained_bytes": -5}, ValueError, "explained_bytes"),
     ],
 )

@@ -24,6 +24,8 @@ _NOISE_FACTOR = 1.5
 """Growth below this many times the mean jump between neighbouring floors is noise."""
 _STEP_SHARE = 0.7
 """One quarter that has more than this of all growth makes it a step."""
+_JUMP_SHARE = 0.4
+"""So does one jump between neighbours that has more than this: the tables of a dict grow so, a leak does not."""
 _EVEN_SHARE = 0.12
 """A leak grows in each quarter; one that has less than this of all growth is a pause."""
 _FADES_BELOW = 0.8
@@ -86,7 +88,7 @@ def _shape_of_growth(
         return Shape.FADING
     if min(floors[-3:]) <= max(highest_before, max(earlier, default=highest_before)):
         return Shape.RECURRING
-    return Shape.RISING
+    return Shape.STEP if largest_jump(floors[-BLOCKS:]) > _JUMP_SHARE else Shape.RISING
 
 
 def jumpiness(floors: Sequence[float], growth: float) -> float:
@@ -99,6 +101,17 @@ def jumpiness(floors: Sequence[float], growth: float) -> float:
         before = floor
     # The first floor is no jump from itself.
     return (total - abs(step)) / (len(floors) - 1)
+
+
+def largest_jump(floors: Sequence[float]) -> float:
+    """Return the largest jump between neighbours, as a part of all that *floors* gained and kept, which is not 0."""
+    kept = after = floors[-1]
+    largest = 0.0
+    for floor in reversed(floors):
+        if floor < kept:
+            largest = max(largest, kept - floor)
+            kept = floor
+    return largest / (after - kept)
 
 
 def retained_growth(floors: Sequence[float]) -> float:
@@ -215,3 +228,12 @@ class Ladder:
     def first(self, sign: Callable[[Scale], bool]) -> int | None:
         """Return the shortest level that *sign* holds for."""
         return next((level for level, scale in enumerate(self.scales) if sign(scale)), None)
+
+    def fading(self) -> int | None:
+        """Return the shortest level on which growth fades and is not over: the level below sees some of it."""
+        below = Shape.FADING
+        for level, scale in enumerate(self.scales):
+            if scale.shape is Shape.FADING and below is not Shape.FLAT:
+                return level
+            below = scale.shape
+        return None

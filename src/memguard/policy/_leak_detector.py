@@ -13,9 +13,10 @@ import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from memguard.policy._collected import Collected
 from memguard.policy._floors import BLOCKS, Ladder, Scale, Shape, plateau_of
 from memguard.policy._leak_result import Cause, LeakDetectionResult, Verdict, growth_percent, worded
-from memguard.policy._trend import Mark, Marks, seconds_until, trend_of
+from memguard.policy._trend import Mark, Marks, Trend, seconds_until, trend_of
 
 _BLOCK_BYTES = 64
 """
@@ -35,8 +36,19 @@ _CAUSE_SHARE = 0.25
 
 _GAP = 5
 """A pause of more than this many intervals is a machine that slept: the block that it falls into says nothing."""
+_SILENT_BLOCKS = 4 * BLOCKS
+"""A signal that is not given for four windows is forgotten: nobody would ever take its alarm back."""
+
 _SETTLING = 8
 """The usual interval follows the last so many samples."""
+
+
+_COLLECTED = "python blocks left by full collections"
+_REASONS = {
+    "leak": "kept rising, without fading, recurring or jumping",
+    "suspect": "rose steadily, not yet for long enough",
+    "warming-up": "rose less and less",
+}
 
 
 class _Finding(NamedTuple):
@@ -52,17 +64,19 @@ def _rises(scale: Scale) -> bool:
     return scale.passes > 0 and scale.shape is Shape.RISING
 
 
-def _fades(scale: Scale) -> bool:
-    return scale.shape is Shape.FADING
+def _has_risen(scale: Scale) -> bool:
+    return scale.passes > 0
 
 
 class _Signal:
     """One signal: the floor of the current block, and the ladder of those before."""
 
-    __slots__ = ("_floor", "_net_floor", "ladder")
+    __slots__ = ("_floor", "_measures", "_net_floor", "_silent_blocks", "ladder")
 
-    def __init__(self, ladder: Ladder) -> None:
-        self.ladder = ladder
+    def __init__(self, patience: float, least_share: float, least_growth: int) -> None:
+        self._measures = (patience, least_share, least_growth)
+        self.ladder = Ladder(*self._measures)
+        self._silent_blocks = 0
         self.restart()
 
     def restart(self) -> None:
@@ -79,7 +93,12 @@ class _Signal:
         """Hand the floor on; a block without a value has none."""
         if self._floor != math.inf:
             self.ladder.add(self._floor, self._net_floor)
+            self._silent_blocks = 0
             self.restart()
+            return
+        self._silent_blocks += 1
+        if self._silent_blocks == _SILENT_BLOCKS:
+            self.ladder = Ladder(*self._measures)
 
 
 class LeakDetector:
@@ -111,8 +130,11 @@ class LeakDetector:
             raise TypeError(f"patience must be a number, got {patience!r}")
         if not 1.25 <= patience <= 100:
             raise ValueError(f"patience must be from 1.25 to 100, got {patience!r}")
-        self._signals = {name: _Signal(Ladder(patience, *least)) for name, least in _LEAST.items()}
+        self._signals = {name: _Signal(patience, *least) for name, least in _LEAST.items()}
         self._resident, self._used, self._malloc, self._blocks = self._signals.values()
+        self._collected = Collected(
+            self._block_samples * 2, self._block_samples * BLOCKS * patience, *_LEAST["python blocks"]
+        )
         self._marks = Marks()
         self._mark: Mark | None = None
         self._samples = 0
@@ -130,6 +152,7 @@ class LeakDetector:
         python_blocks: int | None = None,
         malloc_in_use_bytes: int | None = None,
         malloc_free_bytes: int | None = None,
+        gc_runs: int | None = None,
         explained_bytes: int = 0,
     ) -> bool:
         """
@@ -141,6 +164,8 @@ class LeakDetector:
             python_blocks: ``sys.getallocatedblocks()``.
             malloc_in_use_bytes: What malloc has handed out, mapped blocks included.
             malloc_free_bytes: What it holds free.
+            gc_runs: Collections of the oldest generation so far, ``gc.get_stats()[2]["collections"]``: with them and
+                the blocks a leak is seen below a deep sawtooth of garbage.
             explained_bytes: What caches with a bound hold. Growth counts only if it is there with these bytes and
                 without. Which signal they are part of is not known, so they are taken from each: while a cache
                 fills, a leak that is slower than the filling stays hidden; afterwards it does not.
@@ -156,6 +181,7 @@ class LeakDetector:
         blocks = None if python_blocks is None else _whole("python_blocks", python_blocks)
         in_use = None if malloc_in_use_bytes is None else _whole("malloc_in_use_bytes", malloc_in_use_bytes)
         free = None if malloc_free_bytes is None else _whole("malloc_free_bytes", malloc_free_bytes)
+        runs = None if gc_runs is None else _whole("gc_runs", gc_runs)
 
         self._advance(pause)
         self._resident.see(resident, explained)
@@ -167,6 +193,8 @@ class LeakDetector:
         # Under PYTHONMALLOC=malloc there are 0 blocks always: that is unknown, not none.
         if blocks:
             self._blocks.see(blocks * _BLOCK_BYTES, explained)
+            if runs is not None:
+                self._collected.see(blocks * _BLOCK_BYTES, explained, runs)
         self._last = (seconds, resident)
         if self._first is None:
             self._first = self._last
@@ -175,7 +203,7 @@ class LeakDetector:
         self._samples += 1
         if self._samples == self._block_samples:
             self._end_block()
-        return self._leaking
+        return self._leaking or self._collected.standing
 
     def _pause_before(self, seconds: float) -> float:
         if isinstance(seconds, bool) or not isinstance(seconds, int | float):
@@ -210,6 +238,9 @@ class LeakDetector:
         self._mark = None
         self._samples = 0
         self._leaking = self._finding(_stands) is not None
+        if not self._blocks.ladder.ready:
+            # Too early for it, or the blocks are no longer given and were forgotten.
+            self._collected.standing = False
 
     def report(self, limit_bytes: int | None = None) -> LeakDetectionResult:
         """
@@ -234,7 +265,7 @@ class LeakDetector:
             first = (marks[0].low_at, marks[0].low_bytes)
         plateau = self._plateau(level) if verdict == "warming-up" else None
         left = None
-        if limit is not None and last and marks and trend.slope > 0 and (plateau is None or plateau >= limit):
+        if limit is not None and last and _leads_there(verdict, trend, plateau, limit):
             left = seconds_until(limit, marks, trend.slope, last[0])
         result = LeakDetectionResult(
             verdict=verdict,
@@ -257,8 +288,8 @@ class LeakDetector:
             if level is not None:
                 return _Finding(name, level)
         level = self._signals["resident size"].ladder.first(sign)
-        used = self._signals["resident less free"].ladder
-        if level is None or (used.ready and used.first(sign) is None):
+        used = self._used.ladder
+        if level is None or (used.ready and used.first(_has_risen) is None):
             return None
         return _Finding("resident size", level)
 
@@ -267,9 +298,11 @@ class LeakDetector:
             return "insufficient", None
         if found := self._finding(_stands):
             return "leak", found
+        if self._collected.standing:
+            return "leak", _Finding(_COLLECTED, 0)
         if found := self._finding(_rises):
             return "suspect", found
-        fading = self._signals["resident size"].ladder.first(_fades)
+        fading = self._resident.ladder.fading()
         if fading is None:
             return "stable", None
         return "warming-up", _Finding("resident size", fading)
@@ -282,7 +315,7 @@ class LeakDetector:
             for name, signal in self._signals.items()
         }
         blocks, malloc = (self._signals[name].ladder.ready for name in ("python blocks", "malloc in use"))
-        if blocks and grows["python blocks"]:
+        if self._collected.standing or (blocks and grows["python blocks"]):
             return "python objects"
         # Each tells only what the other leaves: without blocks, malloc's may hold Python objects as well.
         if not (blocks and malloc):
@@ -297,9 +330,16 @@ class LeakDetector:
             return f"fewer than {self._block_samples * BLOCKS} samples"
         if found is None:
             return "nothing grows beyond its noise, keeps what it gained, and goes on"
+        if found.signal == _COLLECTED:
+            return f"{found.signal} {_REASONS[verdict]}"
         span = self._block_samples * BLOCKS * 2**found.level
-        shape = self._signals[found.signal].ladder.scales[found.level].shape.value
-        return f"{found.signal} over {span} samples: {shape}"
+        return f"{found.signal} {_REASONS[verdict]}, seen over {span} samples at a time"
+
+
+def _leads_there(verdict: Verdict, trend: Trend, plateau: int | None, limit: int) -> bool:
+    # A slope that may as well be none has no time to the limit, unless growth was found by other means.
+    grows = trend.slope > 0 and (trend.low > 0 or verdict in ("leak", "suspect"))
+    return grows and (plateau is None or plateau >= limit)
 
 
 def _whole(name: str, value: Any) -> int:

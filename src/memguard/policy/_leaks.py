@@ -28,8 +28,8 @@ def detect_leak(
     """
     Return what *samples* say, oldest first; nothing is kept.
 
-    The judge is :class:`LeakDetector`, with a window of two fifths of the samples, 12 to 60: so growth has time to
-    last. What it cannot do with few samples, *growth_threshold* does:
+    The judge is :class:`LeakDetector`, with a window of a quarter of the samples, 12 to 60: growth is a leak if it
+    lasts for half of them. What it cannot do with few samples, *growth_threshold* does:
 
     - below 12 samples (3 at least) there is a leak if the last is *growth_threshold* times the first, and else the
       verdict is ``"insufficient"``;
@@ -53,7 +53,7 @@ def detect_leak(
     if not growth_threshold > 1:
         raise ValueError(f"growth_threshold must be above 1 (last by first), got {growth_threshold!r}")
     given: list[Reading] = list(samples)
-    detector = LeakDetector(max(BLOCKS, min(_LARGEST_WINDOW, len(given) * 2 // 5)))
+    detector = LeakDetector(max(BLOCKS, min(_LARGEST_WINDOW, len(given) // 4)))
     for sample in given:
         _feed(detector, sample)
     result = detector.report(limit_bytes)
