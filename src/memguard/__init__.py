@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from memguard.breaker import configure as configure
     from memguard.breaker import default_breaker as default_breaker
     from memguard.breaker import guard as guard
+    from memguard.caching import CacheStatistics as CacheStatistics
+    from memguard.caching import EvictionReason as EvictionReason
+    from memguard.caching import LRUCache as LRUCache
     from memguard.errors import ChunksRefusedError as ChunksRefusedError
     from memguard.errors import MemguardError as MemguardError
     from memguard.errors import MemoryCircuitBreakerError as MemoryCircuitBreakerError
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
     from memguard.sampling import memory_limit as memory_limit
     from memguard.sampling import memory_usage as memory_usage
     from memguard.signals import Signal as Signal
+    from memguard.sizing import deep_sizeof as deep_sizeof
     from memguard.streams import ChunkReport as ChunkReport
     from memguard.streams import LoopPacer as LoopPacer
     from memguard.streams import achunked as achunked
@@ -88,6 +92,11 @@ _HOMES = {
         "default_breaker",
         "guard",
     ),
+    "memguard.caching": (
+        "CacheStatistics",
+        "EvictionReason",
+        "LRUCache",
+    ),
     "memguard.errors": (
         "ChunksRefusedError",
         "MemguardError",
@@ -122,6 +131,7 @@ _HOMES = {
         "memory_usage",
     ),
     "memguard.signals": ("Signal",),
+    "memguard.sizing": ("deep_sizeof",),
     "memguard.streams": (
         "ChunkReport",
         "LoopPacer",

@@ -329,7 +329,7 @@ def test_bytes_that_are_explained_are_no_leak():
         tick()
 
     assert heard == []
-    assert monitor.health()["explained_bytes"] == {"cache": held[0]}
+    assert monitor.health()["explained_bytes"]["cache"] == held[0]
 
 
 def test_an_explanation_can_be_taken_back_and_one_that_fails_counts_as_nothing(caplog):
@@ -341,7 +341,7 @@ def test_an_explanation_can_be_taken_back_and_one_that_fails_counts_as_nothing(c
     forget()
 
     assert "'broken' cannot be explained" in caplog.text
-    assert monitor.health()["explained_bytes"] == {}
+    assert monitor.health()["explained_bytes"].keys() == {"caches"}
     with pytest.raises(TypeError, match="read is a callable"):
         monitor.explain("cache", 5)
 

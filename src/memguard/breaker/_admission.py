@@ -61,6 +61,7 @@ class Admission:
         self.relief = relief
         self.admitted = 0
         self.refused = 0
+        self._asked_bytes = 0  # by the last that did not fit: what relief in another thread goes by
         # Reservations that were dropped without being left: a finalizer may run inside any locked part, so it only
         # puts them here.
         self.dropped: deque[Grant] = deque()
@@ -107,9 +108,10 @@ class Admission:
         grant = grant or self._at_once(nbytes, nested)
         if grant is not None:
             return grant
+        self._asked_bytes = nbytes
         if in_event_loop():
             self.relieve_aside()
-        elif not self._line and self.relief.attempt(self._read_used):
+        elif not self._line and self.relief.attempt(self._read_used, wanted=self._wanted(nbytes)):
             grant = self._after_reading(nbytes, nested)
         grant = grant or self._reuse(nbytes)
         if grant is not None:
@@ -123,6 +125,7 @@ class Admission:
         grant = self._at_once(nbytes, nested)
         if grant is not None:
             return grant
+        self._asked_bytes = nbytes
         if not self._line and self.relief.due:
             await self._relieved()
             grant = self._after_reading(nbytes, nested)
@@ -323,7 +326,7 @@ class Admission:
                 event.wait(self._pause(waiter, deadline))
                 event.clear()
                 if self._head() is waiter:
-                    self.relief.attempt(self._read_used)
+                    self.relief.attempt(self._read_used, wanted=self._wanted(nbytes))
                     self._look(waiter)
         except BaseException:
             self._withdraw(waiter)
@@ -373,7 +376,7 @@ class Admission:
         if in_event_loop():
             self.relieve_aside()
             return False
-        return self.relief.attempt(lambda: sample().used_bytes)
+        return self.relief.attempt(lambda: sample().used_bytes, wanted=self._wanted(0))
 
     def relieve_aside(self) -> threading.Thread | None:
         """Run relief in a thread of its own, and a reading after it, if it is due and none is running."""
@@ -394,8 +397,24 @@ class Admission:
         if kept_bytes >= _TIDY_BYTES and not self._line and self.relief.tidy_due:
             self._relieve_in_thread(lambda: self.relief.attempt(self._read_used, tidy=True))
 
+    def _wanted(self, nbytes: int) -> Callable[[int], int]:
+        """Return what tells how many bytes are too many while *nbytes* are asked for."""
+
+        def wanted(used_bytes: int) -> int:
+            core = self._core
+            lines = core.lines
+            if lines is None:
+                return 0
+            with core.lock:
+                counted = core.ledger.counted_bytes(used_bytes)
+            too_many = counted + nbytes - lines.open if nbytes else 0
+            return max(too_many, used_bytes - lines.close) if used_bytes >= lines.open else too_many
+
+        return wanted
+
     def _relieve_here(self) -> None:
-        if self.relief.attempt(self._read_used):
+        waiting = self._line[0].nbytes if self._line else self._asked_bytes
+        if self.relief.attempt(self._read_used, wanted=self._wanted(waiting)):
             self._core.refresh()
             self._serve()
 

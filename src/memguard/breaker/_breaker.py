@@ -20,7 +20,7 @@ from memguard.breaker._guarding import Cost, wrap
 from memguard.breaker._reservation import Reservation
 from memguard.breaker._statistics import BreakerStatistics
 from memguard.policy import State
-from memguard.relief import Relief, default_steps, held_free_bytes
+from memguard.relief import Relief, default_steps, held_free_bytes, shrinkables
 from memguard.sampling import Sampler
 from memguard.settings import settings
 from memguard.signals import Signal
@@ -322,7 +322,9 @@ def check_timeout(timeout: float | None) -> float | None:
 
 def _relief(config: Config, clock: Callable[[], float]) -> Relief:
     collect = settings().force_gc is not False
-    return Relief(default_steps(collect=collect) if _relieves(config) else (), clock)
+    if not _relieves(config):
+        return Relief((), clock)
+    return Relief(default_steps(collect=collect), clock, caches=shrinkables)
 
 
 def _relieves(config: Config) -> bool:

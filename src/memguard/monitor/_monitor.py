@@ -24,7 +24,7 @@ from memguard.monitor._config import check_callable, make_config
 from memguard.monitor._inside import CollectorTime, Inside
 from memguard.monitor._operations import Operations, OperationStatistics, Tracked, log_operation
 from memguard.policy import LeakDetectionResult, LeakDetector, MinuteGrowth, detect_leak
-from memguard.relief import allocator_usage
+from memguard.relief import allocator_usage, shrinkables
 from memguard.sampling import Sampler, memory_usage
 from memguard.settings import settings
 from memguard.signals import Outbox, Signal
@@ -276,7 +276,8 @@ class MemoryMonitor:
         return gate_of(self._config.breaker).level
 
     def _explained_bytes(self) -> int:
-        total = 0
+        # The caches of this process explain themselves; a foreign sampler speaks of another process.
+        total = shrinkables.held_bytes() if self._config.sampler is None else 0
         for name, read in list(self._explained.items()):
             try:
                 total += max(0, int(read()))
@@ -396,7 +397,10 @@ class MemoryMonitor:
                 "recommendation": result.recommendation,
             },
             "allocator": {"name": heap.name, "in_use_bytes": heap.in_use_bytes, "free_bytes": heap.free_bytes},
-            "explained_bytes": {name: int(read()) for name, read in list(self._explained.items())},
+            "explained_bytes": {
+                "caches": shrinkables.held_bytes(),
+                **{name: int(read()) for name, read in list(self._explained.items())},
+            },
             "operations": {
                 name: {
                     "count": each.count,

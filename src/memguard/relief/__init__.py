@@ -1,5 +1,6 @@
 """
-Giving memory back: garbage collection and the allocator's free pages; measured, throttled, one at a time.
+Giving memory back: caches that shrink, garbage collection and the allocator's free pages; measured, throttled, one at a
+time.
 
 Nothing here decides when memory is tight.
 """
@@ -13,6 +14,7 @@ from memguard.relief._allocator import (
     limit_arenas,
 )
 from memguard.relief._relief import Relief, ReliefReport, ReliefStep, Step, default_steps, release_memory
+from memguard.relief._shrinking import Shrinkable, Shrinkables, shrinkables
 from memguard.relief._tops import Tops, tops
 
 __all__ = [
@@ -21,6 +23,8 @@ __all__ = [
     "Relief",
     "ReliefReport",
     "ReliefStep",
+    "Shrinkable",
+    "Shrinkables",
     "Step",
     "Tops",
     "allocator_usage",
@@ -29,5 +33,6 @@ __all__ = [
     "held_free_bytes",
     "limit_arenas",
     "release_memory",
+    "shrinkables",
     "tops",
 ]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from memguard.relief._allocator import heap_counts, trim
+from memguard.relief._shrinking import Shrinkables, shrinkables
 from memguard.relief._tops import tops
 from memguard.sampling import memory_usage
 from memguard.units import format_bytes
@@ -35,6 +36,8 @@ class Step(NamedTuple):
         longest_pause_seconds: And not longer than this.
         worth: Tells how many bytes it may give back, at most. Where it is given it is asked instead of waiting: the
             step runs again once there are 8 MiB more than the last run left.
+        costs: Whether what it gives back was of use to somebody, as cached values are: then it is not for tidying up,
+            and what the last run left is there to be given.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Step(NamedTuple):
     first_pause_seconds: float = 5.0
     longest_pause_seconds: float = 30.0
     worth: Callable[[], int] | None = None
+    costs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +108,26 @@ def run_steps(steps: Sequence[Step], read: Callable[[], int], clock: Callable[[]
     return ReliefReport(tuple(done), before, now, at - began)
 
 
-def release_memory() -> ReliefReport:
+def release_memory(*, caches: float = 0.5) -> ReliefReport:
     """
-    Give back what can be given back, now: collect garbage, then return the allocator's free pages.
+    Give back what can be given back, now: shrink caches, collect garbage, then return the allocator's free pages.
 
     Takes milliseconds to seconds, in which a garbage collection holds the GIL. Freed bytes are of the resident size.
+
+    Args:
+        caches: The part of what caches hold that they shall drop, the least useful first; 0.0 leaves them alone.
+
+    Raises:
+        ValueError: *caches* is not within 0 to 1.
     """
-    return run_steps(default_steps(), lambda: memory_usage().rss_bytes, time.monotonic)
+    if not 0 <= caches <= 1:
+        raise ValueError(f"caches is a part, 0 to 1, got {caches!r}")
+
+    def shrink() -> int:
+        return shrinkables.shrink(round(shrinkables.shrinkable_bytes() * caches))
+
+    steps = (Step("caches", shrink), *default_steps())
+    return run_steps(steps, lambda: memory_usage().rss_bytes, time.monotonic)
 
 
 @dataclass(slots=True)
@@ -136,7 +153,7 @@ class _Throttle:
             # It knows that there is something. Beside busy threads most of its time was theirs.
             rest = min(rest, _LONGEST_REST_SECONDS)
         self.rested_at = self.due_at = now + rest
-        self.left_bytes = 0 if self.step.worth is None else self.step.worth()
+        self.left_bytes = 0 if self.step.worth is None or self.step.costs else self.step.worth()
         if useful:
             self.pause_seconds = 0.0
             return
@@ -155,9 +172,22 @@ class Relief:
     Args:
         steps: What to do, in order.
         clock: Seconds, monotonic.
+        caches: Made smaller before that, by what is wanted; None for none.
     """
 
-    def __init__(self, steps: Sequence[Step], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        caches: Shrinkables | None = None,
+    ) -> None:
+        self._wanted_bytes = 0
+        if caches is not None:
+            shrink = Step(
+                "caches", lambda: caches.shrink(self._wanted_bytes), worth=caches.shrinkable_bytes, costs=True
+            )
+            steps = (shrink, *steps)
         self._throttles = tuple(_Throttle(step) for step in steps)
         self._clock = clock
         self._running = threading.Lock()
@@ -176,15 +206,18 @@ class Relief:
     def tidy_due(self) -> bool:
         """Whether a tidying would run now: steps that tell what they are worth, ten seconds after the last."""
         now = self._clock()
-        return now >= self._tidy_at and any(throttle.is_due(now) for throttle in self._throttles if throttle.step.worth)
+        return now >= self._tidy_at and any(each.is_due(now) for each in self._throttles if _tidies(each.step))
 
-    def attempt(self, read: Callable[[], int], *, tidy: bool = False) -> bool:
+    def attempt(
+        self, read: Callable[[], int], *, wanted: Callable[[int], int] | None = None, tidy: bool = False
+    ) -> bool:
         """
         Run the steps that are due; wait for one that another thread is at.
 
         Args:
             read: Returns the bytes in use.
-            tidy: Run only those that tell what they are worth: the cheap ones.
+            wanted: Returns how many bytes are too many, of those in use; caches are asked for so many. None: none.
+            tidy: Run only those that tell what they are worth and cost nobody anything.
 
         Returns:
             Whether a relief ended during the call: a new reading is worth taking.
@@ -199,7 +232,8 @@ class Relief:
         try:
             self._runner = threading.get_ident()
             now = self._clock()
-            due = [each for each in self._throttles if each.is_due(now) and (each.step.worth or not tidy)]
+            due = [each for each in self._throttles if each.is_due(now) and (_tidies(each.step) or not tidy)]
+            self._wanted_bytes = 0 if wanted is None else max(0, wanted(read()))
             self._note(due, run_steps([throttle.step for throttle in due], read, self._clock))
         finally:
             self._runner = None
@@ -215,3 +249,7 @@ class Relief:
         useful = report.freed_bytes >= max(_USEFUL_BYTES, report.before_bytes // 100)
         for throttle, done in zip(throttles, report.steps, strict=True):
             throttle.ran(now, done.seconds, useful=useful)
+
+
+def _tidies(step: Step) -> bool:
+    return step.worth is not None and not step.costs
