@@ -250,6 +250,20 @@ def test_a_leak_below_a_deep_sawtooth_of_garbage_is_seen_by_what_collections_lea
     assert detector.report().cause == ("python objects" if leaks else None)
 
 
+def test_garbage_that_waits_longer_than_the_last_time_is_no_leak():
+    blocks = [400_000 + 600 * (i if i < 110 else i - 110) for i in range(330)]
+
+    alarms = feed(LeakDetector(), [300 * MIB] * 330, python_blocks=blocks)
+
+    assert not any(alarms)
+
+
+def test_growth_far_beyond_the_garbage_of_the_last_time_is_a_leak():
+    blocks = [400_000 + (600 * i if i < 60 else 600 * (i - 60)) for i in range(480)]
+
+    assert feed(LeakDetector(), [300 * MIB] * 480, python_blocks=blocks)[-1]
+
+
 def test_a_cache_explains_what_collections_leave():
     held = [i * 60 * 64 for i in range(480)]
 

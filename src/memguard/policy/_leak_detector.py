@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from memguard.policy._collected import Collected
 from memguard.policy._floors import BLOCKS, Ladder, Scale, Shape, plateau_of
+from memguard.policy._garbage import Garbage
 from memguard.policy._leak_result import Cause, LeakDetectionResult, Verdict, growth_percent, worded
 from memguard.policy._trend import Mark, Marks, Trend, seconds_until, trend_of
 
@@ -132,6 +133,7 @@ class LeakDetector:
             raise ValueError(f"patience must be from 1.25 to 100, got {patience!r}")
         self._signals = {name: _Signal(patience, *least) for name, least in _LEAST.items()}
         self._resident, self._used, self._malloc, self._blocks = self._signals.values()
+        self._garbage = Garbage()
         self._collected = Collected(
             self._block_samples * 2, self._block_samples * BLOCKS * patience, *_LEAST["python blocks"]
         )
@@ -184,17 +186,15 @@ class LeakDetector:
         runs = None if gc_runs is None else _whole("gc_runs", gc_runs)
 
         self._advance(pause)
+        # Under PYTHONMALLOC=malloc there are 0 blocks always: that is unknown, not none.
+        if blocks:
+            explained = self._see_blocks(blocks * _BLOCK_BYTES, explained, runs)
         self._resident.see(resident, explained)
         if free is not None:
             self._free_bytes = free
             self._used.see(max(0, resident - free), explained)
         if in_use is not None:
             self._malloc.see(in_use, explained)
-        # Under PYTHONMALLOC=malloc there are 0 blocks always: that is unknown, not none.
-        if blocks:
-            self._blocks.see(blocks * _BLOCK_BYTES, explained)
-            if runs is not None:
-                self._collected.see(blocks * _BLOCK_BYTES, explained, runs)
         self._last = (seconds, resident)
         if self._first is None:
             self._first = self._last
@@ -204,6 +204,14 @@ class LeakDetector:
         if self._samples == self._block_samples:
             self._end_block()
         return self._leaking or self._collected.standing
+
+    def _see_blocks(self, nbytes: int, explained: int, runs: int | None) -> int:
+        """Take the blocks, in bytes; return what is explained of the other signals too, garbage included."""
+        if runs is not None:
+            self._collected.see(nbytes, explained, runs)
+        explained += self._garbage.see(nbytes, self._blocks.ladder.scales[0].floors, self._block_samples)
+        self._blocks.see(nbytes, explained)
+        return explained
 
     def _pause_before(self, seconds: float) -> float:
         if isinstance(seconds, bool) or not isinstance(seconds, int | float):
