@@ -86,9 +86,12 @@ class _Signal:
 
     def see(self, nbytes: int, explained_bytes: int) -> None:
         """Take one value into the current block."""
-        self._floor = min(self._floor, nbytes)
+        # Comparing costs half of what min() does, and this runs four times for each sample.
+        if nbytes < self._floor:  # noqa: PLR1730
+            self._floor = nbytes
         nbytes -= explained_bytes
-        self._net_floor = min(self._net_floor, nbytes)
+        if nbytes < self._net_floor:  # noqa: PLR1730
+            self._net_floor = nbytes
 
     def end_block(self) -> None:
         """Hand the floor on; a block without a value has none."""
@@ -351,6 +354,8 @@ def _leads_there(verdict: Verdict, trend: Trend, plateau: int | None, limit: int
 
 
 def _whole(name: str, value: Any) -> int:
+    if type(value) is int and value >= 0:
+        return value
     if isinstance(value, bool):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     try:
