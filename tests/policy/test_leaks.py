@@ -187,6 +187,20 @@ def test_an_alarm_ends_when_the_growth_has_ended():
     assert not alarms[-1]
 
 
+def test_load_that_comes_back_is_an_alarm_the_first_time_only():
+    # A slow rise of three windows and a fall, ten times.
+    alarms = feed(LeakDetector(), noisy(lambda i: 0.5 * min(i % 600, 200, 600 - i % 600) / 200, 6000))
+
+    assert any(alarms[:400])
+    assert not any(alarms[800:])
+
+
+def test_one_large_job_does_not_hide_a_leak_for_ever():
+    alarms = feed(LeakDetector(window=12), noisy(lambda i: 3.0 if i < 100 else 0.0003 * (i - 100), 9000))
+
+    assert any(alarms[: 9000 - 100])
+
+
 def test_an_alarm_stands_while_the_leak_goes_on():
     alarms = feed(LeakDetector(), noisy(lambda i: 0.003 * i, 2000))
 
