@@ -236,9 +236,9 @@ class Ladder:
         """Whether there is enough to judge by."""
         return self.scales[0].shape is not Shape.UNKNOWN
 
-    def first(self, sign: Callable[[Scale], bool]) -> int | None:
-        """Return the shortest level that *sign* holds for."""
-        return next((level for level, scale in enumerate(self.scales) if sign(scale)), None)
+    def longest(self, sign: Callable[[Scale], bool]) -> int | None:
+        """Return the longest level that *sign* holds for."""
+        return max((level for level, scale in enumerate(self.scales) if sign(scale)), default=None)
 
     def fading(self) -> int | None:
         """Return the shortest level on which growth fades and is not over: the level below sees some of it."""

@@ -257,7 +257,7 @@ class LeakDetector:
         """
         Return what the samples so far say.
 
-        The figures go by the time scale on which growth stands, or by the shortest.
+        The figures go by the longest time scale on which growth stands, or by the shortest of all.
 
         Args:
             limit_bytes: What resident size may not exceed, for the time that is left.
@@ -293,16 +293,17 @@ class LeakDetector:
         return worded(result, self._free_bytes)
 
     def _finding(self, sign: Callable[[Scale], bool]) -> _Finding | None:
-        """Return the first signal, and its shortest scale, that *sign* holds for; resident size is asked last."""
-        for name in ("python blocks", "malloc in use"):
-            level = self._signals[name].ladder.first(sign)
-            if level is not None:
+        """Return the first signal, and its longest scale, that *sign* holds for; resident size is asked last."""
+        for name in ("python blocks", "malloc in use", "resident size"):
+            level = self._signals[name].ladder.longest(sign)
+            if level is not None and not (name == "resident size" and self._is_kept_free()):
                 return _Finding(name, level)
-        level = self._signals["resident size"].ladder.first(sign)
+        return None
+
+    def _is_kept_free(self) -> bool:
+        """Whether resident size, if it rose, did so by what malloc holds free."""
         used = self._used.ladder
-        if level is None or (used.ready and used.first(_has_risen) is None):
-            return None
-        return _Finding("resident size", level)
+        return used.ready and used.longest(_has_risen) is None
 
     def _judge(self) -> tuple[Verdict, _Finding | None]:
         if not any(signal.ladder.ready for signal in self._signals.values()):
@@ -322,7 +323,7 @@ class LeakDetector:
         gains = {name: signal.ladder.scales[level].gain for name, signal in self._signals.items()}
         most = max(gains.values())
         grows = {
-            name: signal.ladder.first(_stands) is not None or gains[name] >= _CAUSE_SHARE * most > 0
+            name: signal.ladder.longest(_stands) is not None or gains[name] >= _CAUSE_SHARE * most > 0
             for name, signal in self._signals.items()
         }
         blocks, malloc = (self._signals[name].ladder.ready for name in ("python blocks", "malloc in use"))
