@@ -6,7 +6,8 @@ the slope of Theil and Sen, as they are usually put to it, over a window of 60 s
 in, those that take long at every fifth. A leak counts as found if the alarm came after it began and stands at the end;
 a healthy series counts against a detector if there is an alarm at its end, and is named apart if there ever was one.
 
-The series are seeded; tuning has not seen their seeds. With ``--traces DIR`` recorded processes are judged as well:
+The series are seeded; tuning has not seen their seeds. No leak among them grows by half within one window, as few do
+in life: comparing the ends finds none. With ``--traces DIR`` recorded processes are judged as well:
 ``DIR/labels.json`` maps names to ``label`` ("leak" or "no-leak"), ``hardness`` ("undecidable" is left out),
 ``loop_start_index``, ``onset_index`` and perhaps ``cause``; ``DIR/traces/NAME.csv`` holds ``t_seconds``, ``rss_bytes``
 and perhaps ``python_blocks``, ``malloc_in_use_bytes``, ``malloc_free_bytes``.

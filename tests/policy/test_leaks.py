@@ -369,6 +369,29 @@ def test_a_plateau_below_the_limit_leaves_no_time_to_it():
     assert result.plateau_bytes == pytest.approx(400 * MIB, rel=0.15)
 
 
+def test_a_process_that_does_not_grow_has_no_time_to_the_limit():
+    assert judge(noisy(lambda i: 0.0), limit=GIB).seconds_to_limit is None
+
+
+def test_the_reason_names_the_signal_and_the_time_scale():
+    blocks = [1_000_000 + 3000 * i for i in range(200)]
+
+    assert judge([500 * MIB] * 200, python_blocks=blocks).reason.startswith("python blocks kept rising")
+    assert "over 120 samples" in judge([500 * MIB] * 200, python_blocks=blocks).reason
+    assert judge([]).reason == "fewer than 60 samples"
+
+
+def test_the_figures_of_a_detector_name_two_samples_that_it_was_given():
+    sizes = noisy(lambda i: 0.003 * i, 200)
+    given = {(10.0 * i, int(size)) for i, size in enumerate(sizes)}
+
+    result = judge(sizes)
+
+    assert {result.first_sample, result.last_sample} <= given
+    assert result.last_sample == (1990.0, int(sizes[-1]))
+    assert result.growth_percent == pytest.approx((result.last_sample[1] / result.first_sample[1] - 1) * 100)
+
+
 def test_a_limit_that_is_passed_leaves_no_time():
     assert judge(noisy(lambda i: 0.003 * i, 200), limit=100 * MIB).seconds_to_limit == 0
 
