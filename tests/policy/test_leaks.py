@@ -315,6 +315,17 @@ def test_a_machine_that_slept_is_no_growth():
     assert not any(alarms)
 
 
+@pytest.mark.parametrize("interval", [0.0, 5e-324, 1e-9, 1e300])
+def test_times_that_make_no_sense_make_no_nonsense(interval):
+    detector = LeakDetector(window=12)
+    feed(detector, [i * 2**40 for i in range(60)], interval=interval)
+
+    result = detector.report(2**50)
+
+    assert all(map(math.isfinite, (result.growth_bytes_per_minute, *result.growth_interval)))
+    assert result.recommendation
+
+
 def test_a_slower_clock_is_followed_after_a_few_samples():
     detector = LeakDetector()
     feed(detector, [100 * MIB] * 60, interval=1.0)
