@@ -183,32 +183,111 @@ def on_and_off(rate: float, chance: random.Random, _length: int) -> Curve:
     return held
 
 
+def outliers(chance: random.Random, length: int) -> Curve:
+    """Requests of any size, most of them small."""
+    held = [
+        min(3.0, abs(chance.gauss(0, 0.01)) * chance.paretovariate(1.1)) if chance.random() < 0.15 else 0.0
+        for _ in range(length)
+    ]
+    return held.__getitem__
+
+
+def deploys(chance: random.Random, length: int) -> Curve:
+    """Several jumps, some of them down."""
+    steps = [(chance.uniform(0, length), chance.uniform(-0.1, 0.4)) for _ in range(chance.randint(3, 5))]
+    return lambda i: max(-0.3, sum(size for at, size in steps if i >= at))
+
+
+def recycled(chance: random.Random, _length: int) -> Curve:
+    """A worker that is replaced from time to time."""
+    size, period = chance.uniform(0.1, 0.5), chance.uniform(20, 70)
+    return lambda i: size * (i % period) / period
+
+
+def on_off_load(chance: random.Random, _length: int) -> Curve:
+    """Load that is there or not."""
+    size, period = chance.uniform(0.05, 0.4), chance.uniform(10, 120)
+    return lambda i: size * (i // period % 2)
+
+
+def two_waves(chance: random.Random, _length: int) -> Curve:
+    """Load with two rhythms."""
+    short, long = chance.uniform(8, 30), chance.uniform(60, 150)
+    small, large = chance.uniform(0.01, 0.1), chance.uniform(0.01, 0.15)
+    return lambda i: small * (1 - math.cos(2 * math.pi * i / short)) + large * (1 - math.cos(2 * math.pi * i / long))
+
+
+def two_collectors(chance: random.Random, _length: int) -> Curve:
+    """Young garbage and old."""
+    short, long = chance.uniform(4, 10), chance.uniform(30, 100)
+    small, large = chance.uniform(0.01, 0.05), chance.uniform(0.05, 0.3)
+    return lambda i: small * (i % short) / short + large * (i % long) / long
+
+
+def drained(chance: random.Random, length: int) -> Curve:
+    """A jump that drains away."""
+    at, size, tau = chance.uniform(0, 0.6) * length, chance.uniform(0.1, 1), chance.uniform(10, 80)
+    return lambda i: size * math.exp(-(i - at) / tau) if i >= at else 0.0
+
+
+def two_fills(chance: random.Random, length: int) -> Curve:
+    """Two caches that fill, perhaps one after the other."""
+    first, second = cache_fill(chance, length), cache_fill(chance, length)
+    return lambda i: (first(i) + second(i)) / 2
+
+
+def by_traffic(rate: float, chance: random.Random, length: int) -> Curve:
+    """A portion with each request, of which there are more and fewer."""
+    level, held = 0.0, []
+    for i in range(length):
+        level += rate * chance.expovariate(1) * (1 + 0.8 * math.sin(i / 15))
+        held.append(level)
+    return held.__getitem__
+
+
+def by_timer(rate: float, chance: random.Random, _length: int) -> Curve:
+    """The same portion every so often."""
+    every = chance.uniform(5, 15)
+    return lambda i: rate * every * int(i / every)
+
+
+def slow_start(rate: float, _chance: random.Random, _length: int) -> Curve:
+    """Even after a while."""
+    return lambda i: rate * (i - 30 + 30 * math.exp(-i / 30))
+
+
 HEALTHY = (flat, warm_up, step, sawtooth, periodic, cache_fill, keyed_cache, wander, creep, spikes, bursts)
 LEAKS = (even, stairs, accelerating, random_portions, on_and_off)
 UNDER_A_LEAK = (flat, flat, warm_up, sawtooth, periodic, spikes, bursts, wander)
+UNSEEN_HEALTHY = (outliers, deploys, recycled, on_off_load, two_waves, two_collectors, drained, two_fills)
+UNSEEN_LEAKS = (by_traffic, by_timer, slow_start)
+UNSEEN_UNDER_A_LEAK = (flat, outliers, recycled, on_off_load, two_waves, two_collectors, drained, step)
+"""Shapes that no constant was chosen by."""
 CAUSES = ("python objects", "native", "mapped or fragmented")
 
 
-def healthy_series(seed: int, each: int, length: int = 480) -> Iterator[Series]:
+def healthy_series(seed: int, each: int, length: int = 480, *, unseen: bool = False) -> Iterator[Series]:
     """Yield *each* series of every healthy shape."""
-    for number, shape in enumerate(HEALTHY):
+    for number, shape in enumerate(UNSEEN_HEALTHY if unseen else HEALTHY):
         for turn in range(each):
             chance = random.Random(f"{seed} healthy {number} {turn}")
             load = shape(chance, length)
             yield Series(shape.__name__, False, None, 0, 0.0, _samples(chance, length, load, lambda _i: 0.0, "none"))
 
 
-def leaking_series(seed: int, each: int, length: int = 480, most_load: float = 0.5) -> Iterator[Series]:
+def leaking_series(
+    seed: int, each: int, length: int = 480, most_load: float = 0.5, *, unseen: bool = False
+) -> Iterator[Series]:
     """
     Yield *each* series of every kind of leak, under loads and from onsets that differ.
 
     The load swings by at most *most_load* times what has leaked at the end: far above that no look at the samples
     tells the two apart.
     """
-    for number, shape in enumerate(LEAKS):
+    for number, shape in enumerate(UNSEEN_LEAKS if unseen else LEAKS):
         for turn in range(each):
             chance = random.Random(f"{seed} leak {number} {turn}")
-            load_shape, cause = chance.choice(UNDER_A_LEAK), chance.choice(CAUSES)
+            load_shape, cause = chance.choice(UNSEEN_UNDER_A_LEAK if unseen else UNDER_A_LEAK), chance.choice(CAUSES)
             onset = chance.choice((0, 0, int(chance.uniform(0.1, 0.4) * length)))
             total = math.exp(chance.uniform(math.log(0.08), math.log(1.5)))
             rate = total / (length - onset)

@@ -187,6 +187,20 @@ def test_an_alarm_ends_when_the_growth_has_ended():
     assert not alarms[-1]
 
 
+def test_load_that_comes_back_is_an_alarm_the_first_time_only():
+    # A slow rise of three windows and a fall, ten times.
+    alarms = feed(LeakDetector(), noisy(lambda i: 0.5 * min(i % 600, 200, 600 - i % 600) / 200, 6000))
+
+    assert any(alarms[:400])
+    assert not any(alarms[800:])
+
+
+def test_one_large_job_does_not_hide_a_leak_for_ever():
+    alarms = feed(LeakDetector(window=12), noisy(lambda i: 3.0 if i < 100 else 0.0003 * (i - 100), 9000))
+
+    assert any(alarms[: 9000 - 100])
+
+
 def test_an_alarm_stands_while_the_leak_goes_on():
     alarms = feed(LeakDetector(), noisy(lambda i: 0.003 * i, 2000))
 
@@ -250,6 +264,20 @@ def test_a_leak_below_a_deep_sawtooth_of_garbage_is_seen_by_what_collections_lea
     assert detector.report().cause == ("python objects" if leaks else None)
 
 
+def test_garbage_that_waits_longer_than_the_last_time_is_no_leak():
+    blocks = [400_000 + 600 * (i if i < 110 else i - 110) for i in range(330)]
+
+    alarms = feed(LeakDetector(), [300 * MIB] * 330, python_blocks=blocks)
+
+    assert not any(alarms)
+
+
+def test_growth_far_beyond_the_garbage_of_the_last_time_is_a_leak():
+    blocks = [400_000 + (600 * i if i < 60 else 600 * (i - 60)) for i in range(480)]
+
+    assert feed(LeakDetector(), [300 * MIB] * 480, python_blocks=blocks)[-1]
+
+
 def test_a_cache_explains_what_collections_leave():
     held = [i * 60 * 64 for i in range(480)]
 
@@ -285,6 +313,17 @@ def test_a_machine_that_slept_is_no_growth():
     alarms = feed(detector, noisy(lambda i: 0.0, 150, base=130 * MIB), start=100_000.0)
 
     assert not any(alarms)
+
+
+@pytest.mark.parametrize("interval", [0.0, 5e-324, 1e-9, 1e300])
+def test_times_that_make_no_sense_make_no_nonsense(interval):
+    detector = LeakDetector(window=12)
+    feed(detector, [i * 2**40 for i in range(60)], interval=interval)
+
+    result = detector.report(2**50)
+
+    assert all(map(math.isfinite, (result.growth_bytes_per_minute, *result.growth_interval)))
+    assert result.recommendation
 
 
 def test_a_slower_clock_is_followed_after_a_few_samples():
@@ -339,6 +378,29 @@ def test_a_plateau_below_the_limit_leaves_no_time_to_it():
     assert result.verdict == "warming-up"
     assert result.seconds_to_limit is None
     assert result.plateau_bytes == pytest.approx(400 * MIB, rel=0.15)
+
+
+def test_a_process_that_does_not_grow_has_no_time_to_the_limit():
+    assert judge(noisy(lambda i: 0.0), limit=GIB).seconds_to_limit is None
+
+
+def test_the_reason_names_the_signal_and_the_time_scale():
+    blocks = [1_000_000 + 3000 * i for i in range(200)]
+
+    assert judge([500 * MIB] * 200, python_blocks=blocks).reason.startswith("python blocks kept rising")
+    assert "over 120 samples" in judge([500 * MIB] * 200, python_blocks=blocks).reason
+    assert judge([]).reason == "fewer than 60 samples"
+
+
+def test_the_figures_of_a_detector_name_two_samples_that_it_was_given():
+    sizes = noisy(lambda i: 0.003 * i, 200)
+    given = {(10.0 * i, int(size)) for i, size in enumerate(sizes)}
+
+    result = judge(sizes)
+
+    assert {result.first_sample, result.last_sample} <= given
+    assert result.last_sample == (1990.0, int(sizes[-1]))
+    assert result.growth_percent == pytest.approx((result.last_sample[1] / result.first_sample[1] - 1) * 100)
 
 
 def test_a_limit_that_is_passed_leaves_no_time():

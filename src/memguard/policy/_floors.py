@@ -36,6 +36,11 @@ _FADES_SURELY_BELOW = 0.4
 """... but less than this is fading for certain."""
 _FADES_BETWEEN_WINDOWS_BELOW = 0.7
 """Growth fades as well if a window brings less than this part of what the window before it brought."""
+_MEMORY = 2048
+"""
+A peak is forgotten over so many blocks: a week at the shortest scale of a process that is sampled once a minute. Load
+that comes back every day is no news, but one large job must not hide every smaller leak after it.
+"""
 
 
 class Shape(enum.Enum):
@@ -137,6 +142,12 @@ def plateau_of(floors: Sequence[float]) -> float:
     return fourth + gain * ratio / (1 - ratio)
 
 
+def _remembered(highest: float, floor: float) -> float:
+    if floor >= highest:
+        return floor
+    return highest - (highest - floor) / _MEMORY
+
+
 class Scale:
     """
     One level of one signal: its floors, and how long they have been rising.
@@ -165,8 +176,8 @@ class Scale:
         floors.append(floor)
         nets.append(net)
         if len(floors) > _KEPT:
-            self._highest_gone = max(self._highest_gone, floors.pop(0))
-            self._net_highest_gone = max(self._net_highest_gone, nets.pop(0))
+            self._highest_gone = _remembered(self._highest_gone, floors.pop(0))
+            self._net_highest_gone = _remembered(self._net_highest_gone, nets.pop(0))
         if len(floors) < BLOCKS:
             return
         least = max(least_growth, least_share * floors[-BLOCKS])
@@ -225,9 +236,9 @@ class Ladder:
         """Whether there is enough to judge by."""
         return self.scales[0].shape is not Shape.UNKNOWN
 
-    def first(self, sign: Callable[[Scale], bool]) -> int | None:
-        """Return the shortest level that *sign* holds for."""
-        return next((level for level, scale in enumerate(self.scales) if sign(scale)), None)
+    def longest(self, sign: Callable[[Scale], bool]) -> int | None:
+        """Return the longest level that *sign* holds for."""
+        return max((level for level, scale in enumerate(self.scales) if sign(scale)), default=None)
 
     def fading(self) -> int | None:
         """Return the shortest level on which growth fades and is not over: the level below sees some of it."""

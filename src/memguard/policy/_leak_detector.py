@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from memguard.policy._collected import Collected
 from memguard.policy._floors import BLOCKS, Ladder, Scale, Shape, plateau_of
+from memguard.policy._garbage import Garbage
 from memguard.policy._leak_result import Cause, LeakDetectionResult, Verdict, growth_percent, worded
 from memguard.policy._trend import Mark, Marks, Trend, seconds_until, trend_of
 
@@ -85,9 +86,12 @@ class _Signal:
 
     def see(self, nbytes: int, explained_bytes: int) -> None:
         """Take one value into the current block."""
-        self._floor = min(self._floor, nbytes)
+        # Comparing costs half of what min() does, and this runs four times for each sample.
+        if nbytes < self._floor:  # noqa: PLR1730
+            self._floor = nbytes
         nbytes -= explained_bytes
-        self._net_floor = min(self._net_floor, nbytes)
+        if nbytes < self._net_floor:  # noqa: PLR1730
+            self._net_floor = nbytes
 
     def end_block(self) -> None:
         """Hand the floor on; a block without a value has none."""
@@ -132,6 +136,7 @@ class LeakDetector:
             raise ValueError(f"patience must be from 1.25 to 100, got {patience!r}")
         self._signals = {name: _Signal(patience, *least) for name, least in _LEAST.items()}
         self._resident, self._used, self._malloc, self._blocks = self._signals.values()
+        self._garbage = Garbage()
         self._collected = Collected(
             self._block_samples * 2, self._block_samples * BLOCKS * patience, *_LEAST["python blocks"]
         )
@@ -184,17 +189,15 @@ class LeakDetector:
         runs = None if gc_runs is None else _whole("gc_runs", gc_runs)
 
         self._advance(pause)
+        # Under PYTHONMALLOC=malloc there are 0 blocks always: that is unknown, not none.
+        if blocks:
+            explained = self._see_blocks(blocks * _BLOCK_BYTES, explained, runs)
         self._resident.see(resident, explained)
         if free is not None:
             self._free_bytes = free
             self._used.see(max(0, resident - free), explained)
         if in_use is not None:
             self._malloc.see(in_use, explained)
-        # Under PYTHONMALLOC=malloc there are 0 blocks always: that is unknown, not none.
-        if blocks:
-            self._blocks.see(blocks * _BLOCK_BYTES, explained)
-            if runs is not None:
-                self._collected.see(blocks * _BLOCK_BYTES, explained, runs)
         self._last = (seconds, resident)
         if self._first is None:
             self._first = self._last
@@ -204,6 +207,14 @@ class LeakDetector:
         if self._samples == self._block_samples:
             self._end_block()
         return self._leaking or self._collected.standing
+
+    def _see_blocks(self, nbytes: int, explained: int, runs: int | None) -> int:
+        """Take the blocks, in bytes; return what is explained of the other signals too, garbage included."""
+        if runs is not None:
+            self._collected.see(nbytes, explained, runs)
+        explained += self._garbage.see(nbytes, self._blocks.ladder.scales[0].floors, self._block_samples)
+        self._blocks.see(nbytes, explained)
+        return explained
 
     def _pause_before(self, seconds: float) -> float:
         if isinstance(seconds, bool) or not isinstance(seconds, int | float):
@@ -246,7 +257,7 @@ class LeakDetector:
         """
         Return what the samples so far say.
 
-        The figures go by the time scale on which growth stands, or by the shortest.
+        The figures go by the longest time scale on which growth stands, or by the shortest of all.
 
         Args:
             limit_bytes: What resident size may not exceed, for the time that is left.
@@ -282,16 +293,17 @@ class LeakDetector:
         return worded(result, self._free_bytes)
 
     def _finding(self, sign: Callable[[Scale], bool]) -> _Finding | None:
-        """Return the first signal, and its shortest scale, that *sign* holds for; resident size is asked last."""
-        for name in ("python blocks", "malloc in use"):
-            level = self._signals[name].ladder.first(sign)
-            if level is not None:
+        """Return the first signal, and its longest scale, that *sign* holds for; resident size is asked last."""
+        for name in ("python blocks", "malloc in use", "resident size"):
+            level = self._signals[name].ladder.longest(sign)
+            if level is not None and not (name == "resident size" and self._is_kept_free()):
                 return _Finding(name, level)
-        level = self._signals["resident size"].ladder.first(sign)
+        return None
+
+    def _is_kept_free(self) -> bool:
+        """Whether resident size, if it rose, did so by what malloc holds free."""
         used = self._used.ladder
-        if level is None or (used.ready and used.first(_has_risen) is None):
-            return None
-        return _Finding("resident size", level)
+        return used.ready and used.longest(_has_risen) is None
 
     def _judge(self) -> tuple[Verdict, _Finding | None]:
         if not any(signal.ladder.ready for signal in self._signals.values()):
@@ -311,7 +323,7 @@ class LeakDetector:
         gains = {name: signal.ladder.scales[level].gain for name, signal in self._signals.items()}
         most = max(gains.values())
         grows = {
-            name: signal.ladder.first(_stands) is not None or gains[name] >= _CAUSE_SHARE * most > 0
+            name: signal.ladder.longest(_stands) is not None or gains[name] >= _CAUSE_SHARE * most > 0
             for name, signal in self._signals.items()
         }
         blocks, malloc = (self._signals[name].ladder.ready for name in ("python blocks", "malloc in use"))
@@ -343,6 +355,8 @@ def _leads_there(verdict: Verdict, trend: Trend, plateau: int | None, limit: int
 
 
 def _whole(name: str, value: Any) -> int:
+    if type(value) is int and value >= 0:
+        return value
     if isinstance(value, bool):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     try:

@@ -53,7 +53,7 @@ class LeakDetectionResult:
             bytes. None if there was no sample.
         last_sample: The newest one.
         growth_bytes_per_minute: What the process gained and kept per minute of late: the median slope of its floors.
-        growth_interval: The 95 % interval around it, bytes per minute.
+        growth_interval: The 95 % interval around it, bytes per minute; load that comes and goes makes it too narrow.
         seconds_to_limit: Until the peaks meet the limit at this rate; None without a limit or without growth, and
             where the growth fades below the limit.
         plateau_bytes: Where fading growth leads to; None unless the verdict is ``"warming-up"``.

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from memguard.policy._floors import BLOCKS, LEVELS
 
+_MOMENT = 1e-6
+"""Two samples that are closer than so many seconds have no slope between them."""
 _NORMAL_95 = 1.96
 """So many standard deviations to each side hold 95 % of a normal distribution."""
 
@@ -97,7 +99,7 @@ def trend_of(marks: Sequence[Mark]) -> Trend:
         (later.low_bytes - earlier.low_bytes) / (later.low_at - earlier.low_at)
         for index, earlier in enumerate(marks)
         for later in marks[index + 1 :]
-        if later.low_at > earlier.low_at
+        if later.low_at - earlier.low_at > _MOMENT
     )
     pairs = len(slopes)
     if not pairs:
