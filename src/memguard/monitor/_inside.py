@@ -69,6 +69,11 @@ class Inside:
         )
 
 
+def full_collections() -> int:
+    """Return how many collections of the oldest generation there were."""
+    return int(gc.get_stats()[-1]["collections"])
+
+
 class CollectorTime:
     """How long the garbage collector ran, while this is installed."""
 

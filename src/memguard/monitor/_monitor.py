@@ -21,7 +21,7 @@ from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 from memguard.monitor._clockwork import Clockwork
 from memguard.monitor._config import check_callable, make_config
-from memguard.monitor._inside import CollectorTime, Inside
+from memguard.monitor._inside import CollectorTime, Inside, full_collections
 from memguard.monitor._operations import Operations, OperationStatistics, Tracked, log_operation
 from memguard.policy import LeakDetectionResult, LeakDetector, MinuteGrowth, detect_leak
 from memguard.relief import allocator_usage, shrinkables
@@ -244,6 +244,7 @@ class MemoryMonitor:
             usage = self._inside.fill(usage)
         level = self._level_of(usage)
         explained = self._explained_bytes()
+        collections = full_collections() if self._config.sampler is None else None
         with self._lock:
             if self._samples and usage.at < self._samples[-1].at:
                 usage = replace(usage, at=self._samples[-1].at)
@@ -252,7 +253,7 @@ class MemoryMonitor:
             self._growth = self._minute.observe(usage.at, usage.rss_bytes)
             self._judge_level(level, usage)
             self._judge_growth(usage)
-            self._judge_leak(usage, explained)
+            self._judge_leak(usage, explained, collections)
         self._outbox.deliver()
         return usage
 
@@ -305,7 +306,7 @@ class MemoryMonitor:
         )
         self._outbox.put(MemoryAlert("growth", self._level, self._growing, usage, growth, text))
 
-    def _judge_leak(self, usage: MemoryUsage, explained_bytes: int) -> None:
+    def _judge_leak(self, usage: MemoryUsage, explained_bytes: int, collections: int | None) -> None:
         self._detector.update(
             usage.at,
             usage.anon_bytes or usage.rss_bytes,
@@ -313,6 +314,7 @@ class MemoryMonitor:
             malloc_in_use_bytes=usage.malloc_in_use_bytes,
             malloc_free_bytes=usage.malloc_free_bytes,
             explained_bytes=explained_bytes,
+            gc_runs=collections,
         )
         result = self._detector.report(usage.limit_bytes)
         before, self._verdict = self._verdict, result.verdict
