@@ -39,6 +39,7 @@ ACCEPT = {
     "gunicorn": [*LONG, "tests/long/test_gunicorn.py"],
     "knowing": [*LONG, "tests/long/test_knowing.py"],
     "pools": [*LONG, "tests/long/test_pools.py"],
+    "holding": [*LONG, "tests/long/test_holding.py"],
     "busy": ["tests/long/places.py", "busy"],
     "twins": ["tests/long/places.py", "twins"],
     "interpreters": ["tests/long/places.py", "interpreters"],
