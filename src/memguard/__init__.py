@@ -24,9 +24,13 @@ if TYPE_CHECKING:
     from memguard.breaker import configure as configure
     from memguard.breaker import default_breaker as default_breaker
     from memguard.breaker import guard as guard
+    from memguard.caching import CachedFunction as CachedFunction
+    from memguard.caching import CacheInfo as CacheInfo
     from memguard.caching import CacheStatistics as CacheStatistics
     from memguard.caching import EvictionReason as EvictionReason
     from memguard.caching import LRUCache as LRUCache
+    from memguard.caching import cached as cached
+    from memguard.errors import CacheDeadlockError as CacheDeadlockError
     from memguard.errors import ChunksRefusedError as ChunksRefusedError
     from memguard.errors import MemguardError as MemguardError
     from memguard.errors import MemoryCircuitBreakerError as MemoryCircuitBreakerError
@@ -93,11 +97,15 @@ _HOMES = {
         "guard",
     ),
     "memguard.caching": (
+        "CacheInfo",
         "CacheStatistics",
+        "CachedFunction",
         "EvictionReason",
         "LRUCache",
+        "cached",
     ),
     "memguard.errors": (
+        "CacheDeadlockError",
         "ChunksRefusedError",
         "MemguardError",
         "MemoryCircuitBreakerError",

@@ -83,3 +83,22 @@ class ChunksRefusedError(MemoryCircuitBreakerError):
 
     def __str__(self) -> str:
         return f"{super().__str__()} (the smallest chunk was refused; see .report for what is done)"
+
+
+class CacheDeadlockError(MemguardError):
+    """
+    A cached function needs a result that waits for its own.
+
+    Attributes:
+        function: The function's name.
+        direct: Whether it called itself with the same arguments; else the circle goes through other threads or tasks.
+    """
+
+    def __init__(self, function: str, direct: bool) -> None:
+        super().__init__(function, direct)
+        self.function = function
+        self.direct = direct
+
+    def __str__(self) -> str:
+        how = "called itself with the same arguments" if self.direct else "waits for a caller that waits for it"
+        return f"{self.function} {how}: it would wait for its own result for ever"

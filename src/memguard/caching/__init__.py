@@ -7,6 +7,7 @@ Rooms: the cache (``_lru``), its statistics, the decorator (``_cached``), the wr
 
 import cachetools
 
+from memguard.caching._cached import CachedFunction, CacheInfo, cached
 from memguard.caching._lru import LRUCache
 from memguard.caching._statistics import CacheStatistics, EvictionReason
 
@@ -14,7 +15,10 @@ from memguard.caching._statistics import CacheStatistics, EvictionReason
 cachetools.Cache.register(LRUCache)
 
 __all__ = [
+    "CacheInfo",
     "CacheStatistics",
+    "CachedFunction",
     "EvictionReason",
     "LRUCache",
+    "cached",
 ]
