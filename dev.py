@@ -38,6 +38,7 @@ ACCEPT = {
     "kernel": [*LONG, "tests/long/test_kernel_repeats.py"],
     "gunicorn": [*LONG, "tests/long/test_gunicorn.py"],
     "pools": [*LONG, "tests/long/test_pools.py"],
+    "plugin": [*LONG, "tests/long/test_pytest_plugin.py"],
     "busy": ["tests/long/places.py", "busy"],
     "twins": ["tests/long/places.py", "twins"],
     "interpreters": ["tests/long/places.py", "interpreters"],

@@ -11,6 +11,7 @@ from memguard.relief._allocator import (
     heap_counts,
     held_free_bytes,
     limit_arenas,
+    trim,
 )
 from memguard.relief._relief import Relief, ReliefReport, ReliefStep, Step, default_steps, release_memory
 from memguard.relief._tops import Tops, tops
@@ -30,4 +31,5 @@ __all__ = [
     "limit_arenas",
     "release_memory",
     "tops",
+    "trim",
 ]
