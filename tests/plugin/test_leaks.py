@@ -15,7 +15,7 @@ import contextvars, ctypes, gc, itertools, threading, weakref
 import pytest
 
 pytestmark = pytest.mark.no_memory_leak
-KEPT, CACHE, NUMBERS = [], {}, itertools.count(1000)
+KEPT, SMALL, CACHE, NUMBERS = [], [], {}, itertools.count(1000)
 
 
 class Event:
@@ -31,7 +31,7 @@ def test_numbers_in_a_list():
 
 
 def test_small_numbers_in_a_list():
-    KEPT.append(1)
+    SMALL.append(1)
 
 
 def test_text_in_a_list():
@@ -182,7 +182,7 @@ def test_leaking_functions_fail_and_clean_ones_pass(pytester):
 
 
 def rounds(*growth, calls=(100, 150, 225)):
-    return [Round(number, Counters(blocks, nbytes)) for number, (blocks, nbytes) in zip(calls, growth)]
+    return [Round(number, Counters(blocks, nbytes)) for number, (blocks, nbytes) in zip(calls, growth, strict=True)]
 
 
 @pytest.mark.parametrize(
