@@ -146,7 +146,8 @@ def _limits(item: pytest.Item) -> tuple[int | None, int | None]:
         peak, kept = _marker_arguments(*mark.args, **mark.kwargs)
         return limit_of(_resolved(peak, values)), limit_of(_resolved(kept, values))
     except (TypeError, ValueError) as error:
-        pytest.fail(f"marker memory_budget: {error}".replace("_marker_arguments()", "it"), pytrace=False)
+        said = str(error).replace("_marker_arguments()", "it")
+    pytest.fail(f"marker memory_budget: {said}", pytrace=False)
 
 
 def _marker_arguments(peak: Any, *, kept: Any = None) -> tuple[Any, Any]:
@@ -170,7 +171,7 @@ def _leak(mark: pytest.Mark) -> _Leak:
     try:
         leak = _Leak(*mark.args, **mark.kwargs)
     except TypeError:
-        leak = _Leak(0)
+        leak = _Leak(0)  # refused below
     if not all(type(number) is int and number >= 1 for number in leak):
         given = ", ".join([*map(repr, mark.args), *(f"{name}={value!r}" for name, value in mark.kwargs.items())])
         pytest.fail(f"no_memory_leak takes repeat and warmup, calls from 1 on; got {given}", pytrace=False)

@@ -136,7 +136,9 @@ def _over(what: str, actual: int, limit: int) -> str:
 def grown_types(older: Snapshot, newer: Snapshot, *, least: int = 1, least_bytes: int = 0) -> list[str]:
     """Return lines that name the types and containers that grew by *least* objects and *least_bytes*, or more."""
     report = newer.compare(older)
-    own = len(older.counts) + len(older.sizes)  # numbers that the older snapshot holds
+    # What the snapshots themselves hold is no growth: four dicts, and the numbers of the older ones.
+    dicts = {id(each) for each in (older.counts, older.sizes, newer.counts, newer.sizes)}
+    own = len(older.counts) + len(older.sizes)
     lines = [
         f"  {each.name}: {each.count:+,} to {each.now:,}, {format_bytes(each.size_bytes)} more"
         for each in report.types
@@ -147,6 +149,6 @@ def grown_types(older: Snapshot, newer: Snapshot, *, least: int = 1, least_bytes
     lines += [
         f"  {each.container.holder or each.container.type_name}: {each.count:+,} to {each.container.length:,} elements"
         for each in report.containers
-        if each.count >= least and each.container.identity not in (id(older.counts), id(older.sizes))
+        if each.count >= least and each.container.identity not in dicts
     ][:_NAMED_TYPES]
     return ["what there is more of now:", *lines] if lines else []
