@@ -12,6 +12,7 @@ from memguard.relief._allocator import (
     heap_counts,
     held_free_bytes,
     limit_arenas,
+    trim,
 )
 from memguard.relief._relief import Relief, ReliefReport, ReliefStep, Step, default_steps, release_memory
 from memguard.relief._shrinking import Shrinkable, Shrinkables, shrinkables
@@ -35,4 +36,5 @@ __all__ = [
     "release_memory",
     "shrinkables",
     "tops",
+    "trim",
 ]
