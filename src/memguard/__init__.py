@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from memguard.errors import UploadConflictError as UploadConflictError
     from memguard.errors import UploadNotFoundError as UploadNotFoundError
     from memguard.files import AssembledFile as AssembledFile
+    from memguard.files import Upload as Upload
+    from memguard.files import UploadStatistics as UploadStatistics
+    from memguard.files import UploadStore as UploadStore
     from memguard.files import assemble as assemble
     from memguard.monitor import MemoryAlert as MemoryAlert
     from memguard.monitor import MemoryMonitor as MemoryMonitor
@@ -129,6 +132,9 @@ _HOMES = {
     ),
     "memguard.files": (
         "AssembledFile",
+        "Upload",
+        "UploadStatistics",
+        "UploadStore",
         "assemble",
     ),
     "memguard.monitor": (
