@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -98,9 +99,10 @@ def _wrap(function: Callable[..., Any], checks: _Checks) -> Callable[..., Any]:
         checks.reached = True
         with checks.block:
             result = function(*args, **kwargs)
-        for calls in checks.rounds():
-            for _ in range(calls):
-                function(*args, **kwargs)
+        with _threads_untraced():
+            for calls in checks.rounds():
+                for _ in range(calls):
+                    function(*args, **kwargs)
         return result
 
     return body
@@ -113,13 +115,25 @@ def _wrap_async(function: Callable[..., Any], checks: _Checks) -> Callable[..., 
         checks.reached = True
         with checks.block:
             result = await function(*args, **kwargs)
-        for calls in checks.rounds():
-            for _ in range(calls):
-                await function(*args, **kwargs)
-            await _let_others_end()
+        with _threads_untraced():
+            for calls in checks.rounds():
+                for _ in range(calls):
+                    await function(*args, **kwargs)
+                await _let_others_end()
         return result
 
     return body
+
+
+@contextmanager
+def _threads_untraced() -> Generator[None, None, None]:
+    """Keep coverage from new threads: it keeps a tracer for each. The first call was traced."""
+    traces = threading.gettrace()
+    threading.settrace(None)
+    try:
+        yield
+    finally:
+        threading.settrace(traces)
 
 
 async def _let_others_end() -> None:
