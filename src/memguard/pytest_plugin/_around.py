@@ -145,8 +145,9 @@ def _nothing_noted() -> Generator[None, None, None]:
 def _forget_log() -> None:
     """Empty what pytest keeps of the log for the report of a test; it would be counted as kept."""
     for handler in logging.getLogger().handlers:
-        if type(handler).__module__ == "_pytest.logging" and hasattr(handler, "clear"):
-            handler.clear()
+        clear = getattr(handler, "clear", None)
+        if clear is not None and type(handler).__module__ == "_pytest.logging":
+            clear()
 
 
 async def _let_others_end() -> None:
