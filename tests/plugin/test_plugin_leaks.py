@@ -87,7 +87,7 @@ def test_callbacks_of_weak_references():
 """
 
 CLEAN = """
-import contextvars, functools, gc, json, random, re, sys, threading, weakref
+import contextvars, functools, gc, json, logging, random, re, sys, threading, warnings, weakref
 import pytest
 
 pytestmark = pytest.mark.no_memory_leak
@@ -164,6 +164,11 @@ def test_generators_and_errors():
     next(numbers())
     with pytest.raises(ZeroDivisionError):
         1 / 0
+
+
+def test_a_log_and_warnings():
+    logging.getLogger("test").error("pytest keeps this for its report")
+    warnings.warn(f"and this {number()}", UserWarning)
 
 
 def test_a_context_that_ends():

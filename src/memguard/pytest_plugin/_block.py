@@ -11,6 +11,7 @@ import pytest
 
 from memguard.attribution import Snapshot, take_snapshot
 from memguard.pytest_plugin._settle import hold_free_blocks, settle
+from memguard.relief import Holes
 from memguard.sampling import measure_peak
 from memguard.units import ByteSize, format_bytes, parse_bytes
 
@@ -80,14 +81,16 @@ class MemoryBlock:
         self._before: Snapshot | None = None
         self._peak, self._kept = measure_peak(), measure_peak()
         self.meter = self._peak.meter
-        self._held: object = None
+        self._blocks: object = None
+        self._holes = Holes()
 
     def __enter__(self) -> Self:
         # A budget pays for names of types and for exactness; a mere measurement of every test for neither.
         self._before = take_snapshot() if self._name_types else None
         settle()
         if self._name_types and self.meter == "kernel":
-            self._held = hold_free_blocks()
+            self._holes.take()
+            self._blocks = hold_free_blocks()
         self._kept.__enter__()
         self._peak.__enter__()
         return self
@@ -102,7 +105,8 @@ class MemoryBlock:
         self._peak.__exit__(None, None, None)
         settle()
         self._kept.__exit__(None, None, None)
-        self._held = None
+        self._blocks = None
+        self._holes.release()
         self.peak_bytes, self.seconds = self._peak.peak_bytes, self._peak.seconds
         self.kept_bytes = self._kept.kept_bytes
         if error is None and (excess := self._excess()):

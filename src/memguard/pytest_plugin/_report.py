@@ -50,7 +50,7 @@ class Report:
         self._top = top if top is not None else _TOP if config.getoption("memguard") else 0
         self._save = _path(config, "memguard_save")
         compare = _path(config, "memguard_compare")
-        self._tolerance = _tolerance(config.getoption("memguard_tolerance"))
+        self._tolerance = _tolerance(str(config.getoption("memguard_tolerance")))
         self._before = _read(compare) if compare else None
         self._taken: dict[str, Taken] = {}
         self._passed: dict[str, Taken] = {}

@@ -4,7 +4,7 @@ Brings the heap to a state from which growth shows.
 What is allocated shows in the resident size only where it touches pages that were not resident. Free memory that is
 resident would hide it: garbage, free pages of malloc, and free blocks of Python's own allocator. The first is
 collected, the second given back. The third cannot be given back as long as one block of its arena is in use; so it is
-taken, and held until the measurement is over.
+taken, and held until the measurement is over. (So are malloc's holes, by :class:`memguard.relief.Holes`.)
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _BLOCKS_TO_A_POOL = _POOL_BYTES // _LARGEST_BLOCK
 _BYTES_HEADER = sys.getsizeof(b"")
 _TWO_DIGITS = str(1 << 40)
 
-_LEFT_POOLS = 24
+_LEFT_POOLS = 10
 """
 So many free pools are left: for what a test leaves behind. Else that would be the only thing in an arena of its own,
 and the process would grow by an arena with each test that is measured.
