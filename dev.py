@@ -40,15 +40,17 @@ ACCEPT = {
     "knowing": [*LONG, "tests/long/test_knowing.py"],
     "pools": [*LONG, "tests/long/test_pools.py"],
     "holding": [*LONG, "tests/long/test_holding.py"],
+    "plugin": [*LONG, "tests/long/test_pytest_plugin.py"],
     "busy": ["tests/long/places.py", "busy"],
     "twins": ["tests/long/places.py", "twins"],
     "interpreters": ["tests/long/places.py", "interpreters"],
     "bare": ["tests/long/places.py", "bare"],
 }
 TOOLS = {
-    "pyright": "pyright==1.1.414",
-    "gunicorn": "gunicorn>=22",
-    "coverage": "coverage==7.17.5",
+    "pyright": ["pyright==1.1.414"],
+    "gunicorn": ["gunicorn>=22"],
+    "coverage": ["coverage==7.17.5"],
+    "plugin": ["pytest-xdist>=3.5", "pytest-asyncio>=1.0", "pytest-rerunfailures>=14", "anyio>=4", "coverage==7.17.5"],
 }  # of parts of the long suite
 BENCHES = ["hot_paths", "reading", "import", "pacing", "demo", "allocator", "leaks", "monitor"]
 
@@ -142,7 +144,7 @@ def accept(parts: list[str]) -> int:
         raise SystemExit(f"dev.py: no part {sorted(unknown)}; there are {', '.join(ACCEPT)}")
     chosen = {part: ACCEPT[part] for part in parts or ACCEPT}
     install: list[str | Path] = [sys.executable, "-m", "pip", "--python", PYTHON, "install", "--quiet"]
-    tools = [tool for part, tool in TOOLS.items() if part in chosen]
+    tools = [tool for part, needed in TOOLS.items() if part in chosen for tool in needed]
     if tools:
         must(*install, *tools)
     if "flights" in chosen:

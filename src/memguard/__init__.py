@@ -24,13 +24,29 @@ if TYPE_CHECKING:
     from memguard.breaker import configure as configure
     from memguard.breaker import default_breaker as default_breaker
     from memguard.breaker import guard as guard
+    from memguard.caching import CachedFunction as CachedFunction
+    from memguard.caching import CacheInfo as CacheInfo
     from memguard.caching import CacheStatistics as CacheStatistics
     from memguard.caching import EvictionReason as EvictionReason
     from memguard.caching import LRUCache as LRUCache
+    from memguard.caching import cached as cached
+    from memguard.errors import AssemblyError as AssemblyError
+    from memguard.errors import CacheDeadlockError as CacheDeadlockError
+    from memguard.errors import ChecksumMismatchError as ChecksumMismatchError
     from memguard.errors import ChunksRefusedError as ChunksRefusedError
+    from memguard.errors import InsufficientDiskError as InsufficientDiskError
     from memguard.errors import MemguardError as MemguardError
     from memguard.errors import MemoryCircuitBreakerError as MemoryCircuitBreakerError
+    from memguard.errors import MissingChunksError as MissingChunksError
     from memguard.errors import SamplingError as SamplingError
+    from memguard.errors import UnsafeNameError as UnsafeNameError
+    from memguard.errors import UploadConflictError as UploadConflictError
+    from memguard.errors import UploadNotFoundError as UploadNotFoundError
+    from memguard.files import AssembledFile as AssembledFile
+    from memguard.files import Upload as Upload
+    from memguard.files import UploadStatistics as UploadStatistics
+    from memguard.files import UploadStore as UploadStore
+    from memguard.files import assemble as assemble
     from memguard.monitor import MemoryAlert as MemoryAlert
     from memguard.monitor import MemoryMonitor as MemoryMonitor
     from memguard.monitor import OperationStatistics as OperationStatistics
@@ -93,15 +109,33 @@ _HOMES = {
         "guard",
     ),
     "memguard.caching": (
+        "CacheInfo",
         "CacheStatistics",
+        "CachedFunction",
         "EvictionReason",
         "LRUCache",
+        "cached",
     ),
     "memguard.errors": (
+        "AssemblyError",
+        "CacheDeadlockError",
+        "ChecksumMismatchError",
         "ChunksRefusedError",
+        "InsufficientDiskError",
         "MemguardError",
         "MemoryCircuitBreakerError",
+        "MissingChunksError",
         "SamplingError",
+        "UnsafeNameError",
+        "UploadConflictError",
+        "UploadNotFoundError",
+    ),
+    "memguard.files": (
+        "AssembledFile",
+        "Upload",
+        "UploadStatistics",
+        "UploadStore",
+        "assemble",
     ),
     "memguard.monitor": (
         "MemoryAlert",

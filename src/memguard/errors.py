@@ -83,3 +83,99 @@ class ChunksRefusedError(MemoryCircuitBreakerError):
 
     def __str__(self) -> str:
         return f"{super().__str__()} (the smallest chunk was refused; see .report for what is done)"
+
+
+class CacheDeadlockError(MemguardError):
+    """
+    A cached function needs a result that waits for its own.
+
+    Attributes:
+        function: The function's name.
+        direct: Whether it called itself with the same arguments; else the circle goes through other threads or tasks.
+    """
+
+    def __init__(self, function: str, direct: bool) -> None:
+        super().__init__(function, direct)
+        self.function = function
+        self.direct = direct
+
+    def __str__(self) -> str:
+        how = "called itself with the same arguments" if self.direct else "waits for a caller that waits for it"
+        return f"{self.function} {how}: it would wait for its own result for ever"
+
+
+class AssemblyError(MemguardError):
+    """A file could not be put together; nothing was published."""
+
+
+class MissingChunksError(AssemblyError):
+    """
+    Chunks have not arrived yet.
+
+    Attributes:
+        missing: Their indexes, from 0, in order.
+    """
+
+    def __init__(self, missing: tuple[int, ...]) -> None:
+        super().__init__(missing)
+        self.missing = missing
+
+    def __str__(self) -> str:
+        shown = ", ".join(map(str, self.missing[:10])) + (", ..." if len(self.missing) > 10 else "")
+        return f"{len(self.missing)} chunks are missing: {shown}; send them, then finish again"
+
+
+class ChecksumMismatchError(AssemblyError):
+    """
+    Data are not what they were said to be.
+
+    Attributes:
+        expected: What was said: ``"sha256:HEX"``.
+        actual: What was found.
+        index: Of the chunk or part, from 0; None for the whole file.
+    """
+
+    def __init__(self, expected: str, actual: str, index: int | None = None) -> None:
+        super().__init__(expected, actual, index)
+        self.expected = expected
+        self.actual = actual
+        self.index = index
+
+    def __str__(self) -> str:
+        what = "the file" if self.index is None else f"part {self.index}"
+        return f"{what} has {self.actual}, expected {self.expected}; send it again"
+
+
+class UploadConflictError(AssemblyError):
+    """What was sent contradicts what is there: another size, or other bytes for a chunk that has arrived."""
+
+
+class UploadNotFoundError(AssemblyError):
+    """There is no such upload: never begun, aborted, or removed as stale."""
+
+
+class UnsafeNameError(AssemblyError):
+    """A name that a client sent would leave the directory, or mean something else on another platform."""
+
+
+class InsufficientDiskError(AssemblyError):
+    """
+    The disk has no room for it.
+
+    Attributes:
+        needed_bytes: What it takes.
+        free_bytes: What is free, less what is to stay free.
+        path: Where.
+    """
+
+    def __init__(self, needed_bytes: int, free_bytes: int, path: str) -> None:
+        super().__init__(needed_bytes, free_bytes, path)
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
+        self.path = path
+
+    def __str__(self) -> str:
+        return (
+            f"{format_bytes(self.needed_bytes)} are needed in {self.path}, {format_bytes(self.free_bytes)} are free; "
+            "free some, or write elsewhere"
+        )

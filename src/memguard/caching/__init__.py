@@ -5,16 +5,22 @@ Rooms: the cache (``_lru``), its statistics, the decorator (``_cached``), the wr
 (``_wrapper``), and one computation at a time for each key (``_flight``).
 """
 
+from abc import ABCMeta
+
 import cachetools
 
+from memguard.caching._cached import CachedFunction, CacheInfo, cached
 from memguard.caching._lru import LRUCache
 from memguard.caching._statistics import CacheStatistics, EvictionReason
 
 # So cachetools.cached and cachedmethod take it for one of theirs, and show maxsize and currsize.
-cachetools.Cache.register(LRUCache)
+ABCMeta.register(cachetools.Cache, LRUCache)
 
 __all__ = [
+    "CacheInfo",
     "CacheStatistics",
+    "CachedFunction",
     "EvictionReason",
     "LRUCache",
+    "cached",
 ]

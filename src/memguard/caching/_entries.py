@@ -119,7 +119,8 @@ class Entries:
 
     def clear(self, gone: Gone) -> None:
         """Drop all."""
-        gone += [(key, held, "deleted") for key, held in dict.items(self.data)]  # in no order, and without hashing
+        for key, held in dict.items(self.data):  # in no order, and without hashing
+            gone.append((key, held, "deleted"))
         self.data.clear()
         for part in (self.sizes, self.expires, self._lives):
             if part is not None:

@@ -620,6 +620,11 @@ class LRUCache(MutableMapping[K, V]):
         """Its name, if it has one."""
         return self._name
 
+    @property
+    def reads_directly(self) -> bool:
+        """Whether what it holds are the values themselves, and may be read without its lock."""
+        return not self._weak and not _FREE_THREADED and type(self) in (_Untimed, _Counted, _Weighed)
+
     # ----- as cachetools calls it
 
     @property

@@ -12,7 +12,9 @@ from memguard.relief._allocator import (
     heap_counts,
     held_free_bytes,
     limit_arenas,
+    trim,
 )
+from memguard.relief._holes import Holes
 from memguard.relief._relief import Relief, ReliefReport, ReliefStep, Step, default_steps, release_memory
 from memguard.relief._shrinking import Shrinkable, Shrinkables, shrinkables
 from memguard.relief._tops import Tops, tops
@@ -20,6 +22,7 @@ from memguard.relief._tops import Tops, tops
 __all__ = [
     "AllocatorUsage",
     "HeapCounts",
+    "Holes",
     "Relief",
     "ReliefReport",
     "ReliefStep",
@@ -35,4 +38,5 @@ __all__ = [
     "release_memory",
     "shrinkables",
     "tops",
+    "trim",
 ]

@@ -1,0 +1,128 @@
+"""
+Copies bytes from one descriptor to another, the fastest way that these two know.
+
+copy_file_range shares extents where the file system can (XFS, btrfs, both offsets at a multiple of 4096), and copies in
+the kernel elsewhere; then sendfile; then one reused buffer.
+
+See:
+    ``man 2 copy_file_range``, ``man 2 sendfile``: both move at most 2,147,479,552 bytes a call, and may move 0 where
+    they do not know the source (procfs, some FUSE) though there is more.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from typing import TypeAlias
+
+BUFFER_BYTES = 256 * 1024
+"""More is slower: it leaves the processor's cache."""
+_CANNOT = frozenset(
+    getattr(errno, name)
+    for name in ("EXDEV", "EINVAL", "EOPNOTSUPP", "ENOTSUP", "ENOSYS", "EPERM", "EBADF", "ETXTBSY", "EOVERFLOW")
+    if hasattr(errno, name)
+)
+"""Refusals of the way, not of the copy: the next way is tried."""
+
+Way: TypeAlias = Callable[[int, int, int, int, int], int]
+"""Takes source, target, bytes, offset there and here; returns how many bytes it moved."""
+
+
+def _by_range(source: int, target: int, nbytes: int, source_at: int, target_at: int) -> int:
+    return os.copy_file_range(source, target, nbytes, source_at, target_at)
+
+
+def _by_sendfile(source: int, target: int, nbytes: int, source_at: int, target_at: int) -> int:
+    os.lseek(target, target_at, os.SEEK_SET)
+    return os.sendfile(target, source, source_at, nbytes)
+
+
+def _ways() -> list[Way]:
+    ways: list[Way] = []
+    if hasattr(os, "copy_file_range"):
+        ways.append(_by_range)
+    if hasattr(os, "sendfile") and os.name == "posix" and os.uname().sysname == "Linux":  # elsewhere to sockets only
+        ways.append(_by_sendfile)
+    return ways
+
+
+class Copier:
+    """
+    Copies to *target*, and remembers which ways have been refused.
+
+    Args:
+        target: A descriptor, open for writing, not for appending: that refuses both fast ways.
+    """
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._ways = _ways()
+        self._buffer: memoryview | None = None
+
+    def drain(self, source: int, target_at: int) -> int:
+        """Move what *source*, a pipe or a device, has to give next; return how many bytes, 0 at its end."""
+        data = os.read(source, BUFFER_BYTES)
+        write_all(self._target, data, target_at)
+        return len(data)
+
+    def copy(self, source: int, nbytes: int, source_at: int, target_at: int) -> int:
+        """
+        Move up to *nbytes*; return how many, 0 at the end of *source*.
+
+        Raises:
+            OSError: It can be read or written in no way.
+        """
+        while self._ways:
+            try:
+                moved = self._ways[0](source, self._target, nbytes, source_at, target_at)
+            except OSError as error:
+                if error.errno not in _CANNOT:
+                    raise
+            else:
+                if moved:
+                    return moved
+            # 0 may be the end, or a source that this way does not know: the buffer tells.
+            if self._at_end(source, source_at):
+                return 0
+            self._ways.pop(0)
+        return self._by_buffer(source, nbytes, source_at, target_at)
+
+    @staticmethod
+    def _at_end(source: int, source_at: int) -> bool:
+        return not os.pread(source, 1, source_at)
+
+    def _by_buffer(self, source: int, nbytes: int, source_at: int, target_at: int) -> int:
+        if self._buffer is None:
+            self._buffer = memoryview(bytearray(BUFFER_BYTES))
+        got = read_into(source, self._buffer[: min(nbytes, BUFFER_BYTES)], source_at)
+        write_all(self._target, self._buffer[:got], target_at)
+        return got
+
+
+def read_into(source: int, buffer: memoryview, offset: int) -> int:
+    """Read into *buffer* from *offset*; return how many bytes came."""
+    if hasattr(os, "preadv"):
+        return os.preadv(source, [buffer], offset)
+    os.lseek(source, offset, os.SEEK_SET)
+    data = os.read(source, len(buffer))
+    buffer[: len(data)] = data
+    return len(data)
+
+
+def write_all(target: int, data: memoryview | bytes, offset: int) -> None:
+    """
+    Write all of *data* at *offset*.
+
+    Raises:
+        OSError: The disk is full, say.
+    """
+    left = memoryview(data)
+    while left:
+        if hasattr(os, "pwrite"):
+            done = os.pwrite(target, left, offset)
+        else:
+            os.lseek(target, offset, os.SEEK_SET)
+            done = os.write(target, left)
+        left = left[done:]
+        offset += done

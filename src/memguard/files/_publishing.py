@@ -1,0 +1,126 @@
+"""
+A file that appears whole under its name, or not at all.
+
+It is written beside the name: without any name where the kernel can (O_TMPFILE), so that nothing is left even if the
+process is killed; else under a hidden one. Then it is made durable, and given its name in one step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+_HIDDEN = ".memguard-part"
+_DIRECTORY = getattr(os, "O_DIRECTORY", 0)
+
+
+class Unpublished:
+    """
+    A file on its way to *dest*; entered, it is open for reading and writing at :attr:`number`.
+
+    Args:
+        dest: Its name to be.
+        overwrite: Whether it may take the place of another.
+        durable: Whether it shall survive a crash of the machine once it is published.
+
+    Raises:
+        FileExistsError: There is one, and *overwrite* is False; at entering, and at publishing again.
+        OSError: The directory is missing, or nothing can be written there.
+    """
+
+    number: int
+
+    def __init__(self, dest: Path, *, overwrite: bool, durable: bool) -> None:
+        self._dest = dest
+        self._overwrite = overwrite
+        self._durable = durable
+        self._directory: int | None = None
+        self._hidden: Path | None = None
+
+    def __enter__(self) -> Self:
+        """Open it."""
+        if not self._overwrite and os.path.lexists(self._dest):
+            raise FileExistsError(errno.EEXIST, "it exists; pass overwrite=True to replace it", str(self._dest))
+        if self._dest.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "a directory cannot be replaced by a file", str(self._dest))
+        if _DIRECTORY:
+            self._directory = os.open(self._dest.parent, os.O_RDONLY | _DIRECTORY | os.O_CLOEXEC)
+        try:
+            self.number = self._open()
+        except BaseException:
+            self._close_directory()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close it; what was not published is gone."""
+        os.close(self.number)
+        if self._hidden is not None:
+            with contextlib.suppress(FileNotFoundError):
+                self._hidden.unlink()
+        self._close_directory()
+
+    def publish(self) -> None:
+        """Give it its name."""
+        if self._durable:
+            os.fsync(self.number)
+        if self._overwrite:
+            self._hide().replace(self._dest)
+        else:
+            self._name()
+        if self._durable and self._directory is not None:
+            os.fsync(self._directory)
+
+    def _open(self) -> int:
+        if hasattr(os, "O_TMPFILE") and self._directory is not None and Path("/proc/self/fd").is_dir():
+            try:
+                return os.open(self._dest.parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666)
+            except OSError as failed:
+                if failed.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT):
+                    raise
+        self._hidden = self._hidden_name()
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+        return os.open(self._hidden, flags, 0o666)
+
+    def _hidden_name(self) -> Path:
+        return self._dest.parent / f".{secrets.token_hex(8)}{_HIDDEN}"
+
+    def _hide(self) -> Path:
+        """Return the hidden name that it has, or gets now."""
+        if self._hidden is None:
+            hidden = self._hidden_name()
+            self._link(hidden)
+            self._hidden = hidden
+        return self._hidden
+
+    def _link(self, name: Path) -> None:
+        # With a directory given it is linkat, which follows the link in /proc to the file without a name.
+        assert self._directory is not None
+        os.link(
+            f"/proc/self/fd/{self.number}",
+            name.name,
+            src_dir_fd=self._directory,
+            dst_dir_fd=self._directory,
+            follow_symlinks=True,
+        )
+
+    def _name(self) -> None:
+        """Give it its name unless there is one already, in one step."""
+        if self._hidden is None:
+            self._link(self._dest)
+        elif os.name == "nt":
+            self._hidden.rename(self._dest)  # refuses to replace
+        else:
+            os.link(self._hidden, self._dest)
+
+    def _close_directory(self) -> None:
+        if self._directory is not None:
+            os.close(self._directory)
+            self._directory = None

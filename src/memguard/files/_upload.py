@@ -1,0 +1,454 @@
+"""
+One upload: chunks in any order, at once, twice or not at all; in the end one file, whole and verified.
+
+On the disk it is a folder with two files, the data and the journal. Other processes may write other chunks meanwhile:
+what has arrived is always read from the journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import threading
+import time
+import zlib
+from collections.abc import AsyncIterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from memguard.errors import ChecksumMismatchError, MissingChunksError, UploadConflictError, UploadNotFoundError
+from memguard.files._assemble import AssembledFile, StrPath, assemble
+from memguard.files._caching import drop_pages
+from memguard.files._checksums import combine_crc32, parse_checksum
+from memguard.files._chunk import ChunkWriter, Data, check_size, piece_of, pieces_of, write_record
+from memguard.files._copying import BUFFER_BYTES, read_into, write_all
+from memguard.files._journal import (
+    HEADER_BYTES,
+    RECORD_BYTES,
+    Header,
+    Phase,
+    Record,
+    record_offset,
+    unpack_record,
+    unpack_records,
+)
+from memguard.files._locks import lock_bytes
+from memguard.values import Progress, gate_of
+
+if TYPE_CHECKING:
+    from memguard.files._store import UploadStore
+
+DATA, JOURNAL = "data", "journal"
+LIVE = 1 << 40
+"""Of this byte of the journal every open upload holds a shared lock."""
+_FINISH = LIVE + 1
+"""Who finishes or verifies holds this one."""
+_OPEN = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+
+
+class Upload:
+    """
+    An upload that was begun. Made by :meth:`UploadStore.create` and :meth:`UploadStore.open`; close it, or enter it.
+
+    Attributes:
+        upload_id: Its name.
+        total_bytes: The whole.
+        chunk_bytes: Each chunk but the last.
+        chunks: How many there are.
+    """
+
+    def __init__(self, store: UploadStore, upload_id: str, folder: Path) -> None:
+        self._store = store
+        self._folder = folder
+        self._closed = False
+        self._began = time.monotonic()
+        self._received_before: int | None = None
+        self._locks: dict[int, threading.Lock] = {}
+        self.upload_id = upload_id
+        try:
+            self._journal = os.open(folder / JOURNAL, _OPEN)
+        except (FileNotFoundError, NotADirectoryError):
+            raise self._not_found() from None
+        self._data: int | None = None
+        try:
+            if not lock_bytes(self._journal, LIVE, shared=True, wait=False):
+                raise self._not_found()  # it is being removed
+            header = self._header()
+            self._open_data(header)
+            self._verify_after_boot(header)
+        except BaseException:
+            self.close()
+            raise
+        self.total_bytes, self.chunk_bytes, self.chunks = header.total_bytes, header.chunk_bytes, header.chunks
+
+    # ----- chunks
+
+    def write_chunk(self, index: int, data_or_stream: Data, *, checksum: str | None = None) -> bool:
+        """
+        Write chunk *index*, from 0, in its place; return False if it was there before, with the same bytes.
+
+        The store lets so many chunks at a time, the others wait. Returns once the chunk would survive the death of the
+        process; with ``durability="chunk"``, of the machine.
+
+        Args:
+            index: Which chunk.
+            data_or_stream: Bytes, a binary file, or an iterable of bytes.
+            checksum: What it must have: ``"crc32:HEX"``, ``"sha256:HEX"``.
+
+        Raises:
+            ChecksumMismatchError: It is not what was said, or not of its length; nothing counts as received.
+            IndexError: There is no such chunk.
+            MemoryCircuitBreakerError: Memory is short; nothing was read.
+            UploadConflictError: Other bytes arrived before for this chunk, or the upload was published.
+            UploadNotFoundError: It was aborted or removed.
+            OSError: It cannot be written.
+        """
+        with self._store._slots.taken(), self._writing(index, checksum) as writer:
+            for piece in pieces_of(data_or_stream):
+                writer.feed(piece)
+            return self._keep(index, writer)
+
+    async def awrite_chunk(
+        self, index: int, data_or_stream: Data | AsyncIterable[bytes], *, checksum: str | None = None
+    ) -> bool:
+        """Write a chunk as :meth:`write_chunk` does, also from an async iterable, without blocking the event loop."""
+        async with self._store._slots.ataken():
+            writing = self._writing(index, checksum)
+            writer = await asyncio.to_thread(writing.__enter__)
+            try:
+                if isinstance(data_or_stream, AsyncIterable):
+                    async for piece in data_or_stream:
+                        await asyncio.to_thread(writer.feed, piece_of(piece))
+                else:
+                    await asyncio.to_thread(_feed_all, writer, data_or_stream)
+                return await asyncio.to_thread(self._keep, index, writer)
+            finally:
+                writing.__exit__(None, None, None)
+
+    @contextlib.contextmanager
+    def _writing(self, index: int, checksum: str | None) -> Iterator[ChunkWriter]:
+        """Hold the lock of a chunk, against other threads and other processes."""
+        self._check_index(index)
+        expected = None if checksum is None else parse_checksum(checksum)
+        gate_of(self._store.breaker).check()
+        with self._locks.setdefault(index, threading.Lock()), self._locked(record_offset(index)):
+            header = self._header()
+            record = self.record(index)
+            if header.phase is not Phase.RECEIVING and record is None:
+                raise UploadConflictError(f"{self.upload_id} was published as {header.dest}; it takes no more chunks")
+            data = self._data if header.phase is Phase.RECEIVING else None
+            if data is not None:
+                check_size(data, header)
+            yield ChunkWriter(header, index, data, record, expected)
+
+    def _keep(self, index: int, writer: ChunkWriter) -> bool:
+        record = writer.end()
+        if record is None:
+            return False
+        assert self._data is not None
+        if self._store.durability == "chunk":
+            os.fsync(self._data)
+        write_record(self._journal, index, record)
+        if self._store.durability == "chunk":
+            os.fsync(self._journal)
+        header = self._header()
+        prefix = self._store._prefix(self.upload_id, header)
+        if prefix is not None:
+            prefix.advance(self._data, header, self.record)
+        if self._store._drops:
+            drop_pages(self._data, index * header.chunk_bytes, record.length)
+        return True
+
+    def _check_index(self, index: int) -> None:
+        if isinstance(index, bool) or not isinstance(index, int):
+            raise TypeError(f"a chunk's index is a whole number from 0, got {index!r}")
+        if not 0 <= index < self.chunks:
+            raise IndexError(f"there is no chunk {index}: {self.upload_id} has {self.chunks}, from 0")
+
+    # ----- seeing
+
+    def record(self, index: int) -> Record | None:
+        """Return the record of a chunk that has arrived, else None."""
+        return unpack_record(self._read(record_offset(index), RECORD_BYTES), index, self._header())
+
+    def _records(self, header: Header) -> dict[int, Record]:
+        return unpack_records(self._read(HEADER_BYTES, header.chunks * RECORD_BYTES), header)
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """The indexes of chunks that have not arrived."""
+        there = self._records(self._header())
+        return tuple(index for index in range(self.chunks) if index not in there)
+
+    @property
+    def received_bytes(self) -> int:
+        """The bytes that have arrived."""
+        return sum(record.length for record in self._records(self._header()).values())
+
+    @property
+    def progress(self) -> Progress:
+        """How far it is, in bytes; the rate is that since this object was made."""
+        done, seconds = self.received_bytes, time.monotonic() - self._began
+        if self._received_before is None:
+            self._received_before = done
+        rate = (done - self._received_before) / seconds if seconds else 0.0
+        percent = 100.0 if done == self.total_bytes else min(99.9, 100.0 * done / self.total_bytes)
+        eta = (self.total_bytes - done) / rate if rate else None
+        level = gate_of(self._store.breaker).level
+        return Progress(done, self.total_bytes, percent, rate, eta, self.chunk_bytes, level)
+
+    # ----- the end
+
+    def finish(self, dest: StrPath, *, overwrite: bool = False) -> AssembledFile:
+        """
+        Publish the file under *dest*: verified, whole, in one step. Again with the same *dest*: the same answer.
+
+        Takes milliseconds whatever the size: the data are where they were written, and get another name. Only on
+        another file system they are copied. A checksum other than CRC-32 is computed as chunks come in order; what is
+        left of that is read here.
+
+        Raises:
+            ChecksumMismatchError: The whole is not what was said.
+            FileExistsError: There is a file, and *overwrite* is False.
+            MissingChunksError: Not all has arrived.
+            UploadConflictError: It was published elsewhere.
+            UploadNotFoundError: It was aborted or removed.
+            OSError: It cannot be published; it can be tried again.
+        """
+        target = Path(os.path.abspath(dest))  # noqa: PTH100 - a link stays what it is
+        with self._locked(_FINISH):
+            header = self._header()
+            published = self._published(header, target)
+            if published is None:
+                published = self._publish(header, target, overwrite=overwrite)
+            self._store._forget_prefix(self.upload_id)
+            return published
+
+    async def afinish(self, dest: StrPath, *, overwrite: bool = False) -> AssembledFile:
+        """Publish as :meth:`finish` does, without blocking the event loop."""
+        return await asyncio.to_thread(self.finish, dest, overwrite=overwrite)
+
+    def _published(self, header: Header, target: Path) -> AssembledFile | None:
+        """Return what was published before, by an earlier call, or by one that was killed right after."""
+        if header.phase is Phase.RECEIVING:
+            return None
+        there = Path(header.dest)
+        if header.phase is Phase.PUBLISHING:
+            if not _is_file(there, header):
+                return None
+            self._done(header)
+        if there != target:
+            raise UploadConflictError(f"{self.upload_id} was published as {there}, not as {target}")
+        return AssembledFile(there, header.total_bytes, self._checksum(header))
+
+    def _publish(self, header: Header, target: Path, *, overwrite: bool) -> AssembledFile:
+        missing = self.missing
+        if missing:
+            raise MissingChunksError(missing)
+        assert self._data is not None
+        check_size(self._data, header)
+        checksum = self._verify(header)
+        durable = self._store.durability != "none"
+        if durable:
+            os.fsync(self._data)
+        status = os.fstat(self._data)
+        header = Header(
+            header.total_bytes,
+            header.chunk_bytes,
+            header.checksum,
+            header.boot,
+            Phase.PUBLISHING,
+            str(target),
+            status.st_dev,
+            status.st_ino,
+        )
+        self._write_header(header, durable=durable)
+        if not _name(self._folder / DATA, target, self._hidden(target), overwrite=overwrite):
+            # On another file system it is another file.
+            assemble([self._folder / DATA], target, overwrite=overwrite, durable=durable)
+        if durable:
+            _sync_folder(target.parent)
+        self._done(header)
+        return AssembledFile(target, header.total_bytes, checksum)
+
+    def _done(self, header: Header) -> None:
+        """Note that it is published, and let go of its first name."""
+        self._write_header(header.to(Phase.PUBLISHED), durable=self._store.durability != "none")
+        for path in (self._folder / DATA, self._hidden(Path(header.dest))):
+            path.unlink(missing_ok=True)
+
+    def _hidden(self, target: Path) -> Path:
+        return target.parent / f".{self.upload_id}.memguard-part"
+
+    def _verify(self, header: Header) -> str:
+        assert self._data is not None
+        if not header.checksum:
+            return self._checksum(header)
+        expected = parse_checksum(header.checksum)
+        prefix = self._store._prefix(self.upload_id, header)
+        found = self._checksum(header) if prefix is None else prefix.finish(self._data, header)
+        if not expected.matches(found):
+            raise ChecksumMismatchError(header.checksum, found)
+        return found
+
+    def _checksum(self, header: Header) -> str:
+        """Return the checksum of a whole that has arrived: what was said, or the CRC combined from those of chunks."""
+        if header.phase is Phase.PUBLISHED and header.checksum:
+            return str(parse_checksum(header.checksum))
+        crc = 0
+        for _, record in sorted(self._records(header).items()):
+            crc = combine_crc32(crc, record.crc32, record.length)
+        return f"crc32:{crc:08x}"
+
+    def abort(self) -> None:
+        """Give it up: what has arrived is removed. A published file stays."""
+        self.close()
+        self._store._remove(self._folder)
+        self._store._forget_prefix(self.upload_id)
+
+    def close(self) -> None:
+        """Let go of its files; a second call does nothing. The upload itself stays."""
+        if self._closed:
+            return
+        self._closed = True
+        os.close(self._journal)
+        if self._data is not None:
+            os.close(self._data)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.close()
+
+    def __repr__(self) -> str:
+        return f"<Upload {self.upload_id!r}, {self.total_bytes} bytes in {self.chunks} chunks>"
+
+    # ----- the journal
+
+    def _not_found(self) -> UploadNotFoundError:
+        return UploadNotFoundError(f"there is no upload {self.upload_id!r}: never begun, aborted, or removed as stale")
+
+    def _read(self, offset: int, nbytes: int) -> bytes:
+        if self._closed:
+            raise ValueError(f"{self!r} is closed; open it again")
+        return os.pread(self._journal, nbytes, offset)
+
+    def _header(self) -> Header:
+        header = Header.unpack(self._read(0, HEADER_BYTES))
+        if header is None or os.fstat(self._journal).st_nlink == 0:
+            raise self._not_found()
+        return header
+
+    def _write_header(self, header: Header, *, durable: bool) -> None:
+        write_all(self._journal, header.pack().ljust(HEADER_BYTES, b"\0"), 0)
+        if durable:
+            os.fsync(self._journal)
+
+    def _open_data(self, header: Header) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._data = os.open(self._folder / DATA, _OPEN)
+        if self._data is None and header.phase is Phase.RECEIVING:
+            raise self._not_found()
+
+    @contextlib.contextmanager
+    def _locked(self, start: int) -> Iterator[None]:
+        """Hold one byte of the journal, through a descriptor of its own: so other threads count, too."""
+        if self._closed:
+            raise ValueError(f"{self!r} is closed; open it again")
+        try:
+            number = os.open(self._folder / JOURNAL, _OPEN)
+        except FileNotFoundError:
+            raise self._not_found() from None
+        try:
+            lock_bytes(number, start)
+            yield
+        finally:
+            os.close(number)
+
+    def _verify_after_boot(self, header: Header) -> None:
+        """After the machine's death, let only those chunks count that are on the disk as they were written."""
+        boot = self._store.boot
+        if header.boot == boot or header.phase is not Phase.RECEIVING:
+            return
+        with self._locked(_FINISH):
+            header = self._header()
+            if header.boot == boot:
+                return
+            for index, record in self._records(header).items():
+                if self._crc(header, index) != record.crc32:
+                    write_all(self._journal, b"\0" * RECORD_BYTES, record_offset(index))
+            fresh = Header(header.total_bytes, header.chunk_bytes, header.checksum, boot)
+            self._write_header(fresh, durable=self._store.durability != "none")
+
+    def _crc(self, header: Header, index: int) -> int | None:
+        assert self._data is not None
+        buffer = memoryview(bytearray(BUFFER_BYTES))
+        crc, at = 0, index * header.chunk_bytes
+        end = at + header.length(index)
+        while at < end:
+            got = read_into(self._data, buffer[: min(BUFFER_BYTES, end - at)], at)
+            if not got:
+                return None
+            crc = zlib.crc32(buffer[:got], crc)
+            at += got
+        return crc
+
+
+def _feed_all(writer: ChunkWriter, data: Data) -> None:
+    for piece in pieces_of(data):
+        writer.feed(piece)
+
+
+def _is_file(path: Path, header: Header) -> bool:
+    try:
+        status = path.stat()
+    except OSError:
+        return False
+    return (status.st_dev, status.st_ino) == (header.device, header.inode)
+
+
+def _name(data: Path, target: Path, hidden: Path, *, overwrite: bool) -> bool:
+    """Give *data* the name *target* as well, in one step; return False where it takes a copy."""
+    try:
+        if not overwrite:
+            os.link(data, target)
+            return True
+        hidden.unlink(missing_ok=True)
+        os.link(data, hidden)
+    except OSError as error:
+        if error.errno in (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
+            return False
+        raise
+    hidden.replace(target)
+    hidden.unlink(missing_ok=True)  # where both were names of one file, nothing was replaced
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
