@@ -50,9 +50,10 @@ TOOLS = {
     "pyright": ["pyright==1.1.414"],
     "gunicorn": ["gunicorn>=22"],
     "coverage": ["coverage==7.17.5"],
+    "holding": ["numpy>=1.26"],
     "plugin": ["pytest-xdist>=3.5", "pytest-asyncio>=1.0", "pytest-rerunfailures>=14", "anyio>=4", "coverage==7.17.5"],
 }  # of parts of the long suite
-BENCHES = ["hot_paths", "reading", "import", "pacing", "demo", "allocator", "leaks", "monitor"]
+BENCHES = ["hot_paths", "reading", "import", "pacing", "demo", "allocator", "leaks", "monitor", "cache"]
 
 
 def run(*command: str | Path) -> int:

@@ -46,8 +46,6 @@ def test_a_cache_of_50_mib_takes_38_to_62_of_resident_memory():
     grown = {}
     for kind in KINDS:
         for keys, ttl in (("int", 0), ("str", 0), ("int", 600)):
-            if kind == "arrays":
-                pytest.importorskip("numpy")
             grown[kind, keys, ttl], entries = measured("bound", kind, keys, ttl)
             print(
                 f"{kind:<16} {keys} keys, ttl {ttl:>3}: {grown[kind, keys, ttl] / MIB:5.1f} MiB, {entries:>7} entries"

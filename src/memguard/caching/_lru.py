@@ -738,15 +738,14 @@ class _Weighed(_Untimed[K, V]):
         if size > self._max_entry_bytes:
             self._store(key, value, None)
             return
-        before: Any = None  # what goes lives until the lock is free
-        look = False
+        look, before, oldest = False, None, None  # what goes lives until the lock is free
         try:
             # Inside: an interrupt right after it shall not keep the lock.
             acquire = self._acquire
             if not acquire(False):
                 self._wait_for_turn()
             if key in data:
-                before = data[key]
+                before = data[key]  # noqa: F841 - held
                 data[key] = value
                 touch = self._touch
                 touch(key)
@@ -755,13 +754,15 @@ class _Weighed(_Untimed[K, V]):
                 data[key] = value
                 total = entries.total_bytes + size
             sizes[key] = size
-            if total > entries.cap_bytes or len(data) > entries.cap_entries:
-                before = [before]
-                while data and (total > entries.cap_bytes or len(data) > entries.cap_entries):
-                    oldest = data.popitem(False)
-                    total -= sizes.pop(oldest[0], 0)
+            cap_bytes, cap_entries = entries.cap_bytes, entries.cap_entries
+            if total > cap_bytes or len(data) > cap_entries:
+                oldest = data.popitem(False)
+                total -= sizes.pop(oldest[0], 0)
+                entries.evictions += 1
+                while data and (total > cap_bytes or len(data) > cap_entries):
+                    oldest = data.popitem(False), oldest
+                    total -= sizes.pop(oldest[0][0], 0)
                     entries.evictions += 1
-                    before.append(oldest)
                 # At its bound it grows no more; held below it, it still has to ask whether it may.
                 self._unlooked += size
                 look = self._unlooked >= _LOOK_BYTES
