@@ -25,7 +25,8 @@ from memguard import (
     release_memory,
 )
 from memguard.caching import _lru as lru
-from memguard.relief import shrinkables
+from memguard.relief import Relief, shrinkables
+from memguard.relief._shrinking import Shrinkables
 from memguard.testing import FakeClock, ScriptedSampler
 from memguard.values import set_default_gate
 
@@ -783,6 +784,19 @@ def test_no_reservation_is_refused_as_long_as_caches_can_give_way_for_it(full):
 
     assert breaker.statistics().refused == 0
     assert cache.total_bytes >= 500 * MIB
+
+
+def test_caches_that_were_asked_for_nothing_can_be_asked_at_once():
+    caches = Shrinkables()
+    cache = LRUCache(max_bytes=1000, sizeof=len)
+    cache["a"] = b"x" * 1000
+    caches.add(cache)
+    relief = Relief((), FakeClock(), caches=caches)
+
+    assert relief.attempt(lambda: 5000, wanted=lambda used: 0)
+    assert relief.attempt(lambda: 5000, wanted=lambda used: 10)
+
+    assert cache.total_bytes == 0
 
 
 def test_a_reservation_that_grows_asks_caches_too(full):

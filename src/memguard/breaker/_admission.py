@@ -32,7 +32,7 @@ _LINGER_SECONDS = 1.0
 Beside 40 busy threads one waits up to half a second for the interpreter. By then a thread that left its reservation
 has freed what it held, or keeps it.
 """
-_RELIEFS = 8
+_RELIEFS = 16
 """How often one caller relieves before it is refused, where each helps."""
 _SLACK = 32
 """Caches give so small a part of the line more than is asked for, so that not each reservation has to ask."""

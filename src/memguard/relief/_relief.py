@@ -238,7 +238,11 @@ class Relief:
             now = self._clock()
             due = [each for each in self._throttles if each.is_due(now) and (_tidies(each.step) or not tidy)]
             self._wanted_bytes = 0 if wanted is None else max(0, wanted(read()))
-            self._note(due, run_steps([throttle.step for throttle in due], read, self._clock))
+            if not self._wanted_bytes:
+                # Not asked, caches are not found useless: the next who asks shall not have to wait.
+                due = [each for each in due if not each.step.costs]
+            if due:
+                self._note(due, run_steps([throttle.step for throttle in due], read, self._clock))
         finally:
             self._runner = None
             self._running.release()
