@@ -840,6 +840,22 @@ def test_a_cache_that_weighs_nothing_looks_early_how_large_its_values_are(tight)
     assert len(cache) < 10
 
 
+def test_to_look_how_large_values_are_hashes_no_key(tight):
+    hashed = []
+
+    class Key:
+        def __hash__(self):
+            hashed.append(self)
+            return 1
+
+    cache = LRUCache(1000)
+    cache[Key()] = bytes(MIB)
+    hashed.clear()
+
+    assert cache._glance() >= MIB
+    assert hashed == []
+
+
 def test_it_holds_no_more_entries_than_its_tables_could_be_made_anew_for(tight):
     small = MemoryCircuitBreaker(sampler=ScriptedSampler([0.5], limit_bytes=6 * MIB), relief=False)
     set_default_gate(lambda: small)
@@ -848,6 +864,16 @@ def test_it_holds_no_more_entries_than_its_tables_could_be_made_anew_for(tight):
         cache[number] = None
 
     assert len(cache) <= 3 * MIB // 300 + MIB // 2048  # one look later
+
+
+def test_no_more_than_half_of_its_entries_go_for_its_tables_at_a_time(tight):
+    none = MemoryCircuitBreaker(sampler=ScriptedSampler([1.0]), relief=False, mode="observe")
+    set_default_gate(lambda: none)
+    cache = LRUCache(100)
+    for number in range(16):
+        cache[number] = None
+
+    assert len(cache) == 8
 
 
 def test_who_stores_while_another_relieves_waits_for_it(tight):

@@ -553,8 +553,9 @@ class LRUCache(MutableMapping[K, V]):
         except MemoryCircuitBreakerError as error:
             usage = error.usage
             self.shrink(fraction=0.25)
-        if usage is not None and len(inside.data) > usage.headroom_bytes // _TABLE_BYTES:
-            self._trim(UNBOUNDED, max(1, usage.headroom_bytes // _TABLE_BYTES))
+        count = len(inside.data)
+        if usage is not None and count > usage.headroom_bytes // _TABLE_BYTES:
+            self._trim(UNBOUNDED, max(1, count // 2, usage.headroom_bytes // _TABLE_BYTES))
         if gate.level is Level.NORMAL:
             inside.cap_bytes, inside.cap_entries = inside.max_bytes, inside.max_entries
             return
@@ -564,9 +565,9 @@ class LRUCache(MutableMapping[K, V]):
 
     def _glance(self) -> int:
         """Return about how large the newest values are, of a cache that weighs none."""
-        with self._lock:
-            newest: list[Any] = [self._entries.data.get(key) for key in islice(reversed(self._entries.data), _GLANCE)]
-        sizes = [deep_sizeof(self._value(held), max_objects=_GLANCE_OBJECTS) for held in newest]
+        # As a dict: newest by when they were stored, and without hashing, so no other thread comes in between.
+        newest: list[tuple[Any, Any]] = list(islice(reversed(dict.items(self._entries.data)), _GLANCE))
+        sizes = [deep_sizeof(self._value(held), max_objects=_GLANCE_OBJECTS) for _, held in newest]
         return sum(sizes) // max(1, len(sizes))
 
     # ----- telling
