@@ -1,31 +1,37 @@
 """
 What a value costs in bytes: an estimate that is honest, in bounded time.
 
-What is shared is counted once; long containers are sampled; NumPy and pandas say themselves what they hold, and are
-never imported for it. Names of fields, which all records of a kind share, are not counted for each.
+A value is looked through level by level: itself, what it holds, what that holds. Long containers and broad levels are
+sampled. Of a sample the first half counts as it is, the second for all the rest, by what it adds: so what all share is
+counted once. NumPy arrays say themselves what they hold; neither NumPy nor pandas is ever imported for it.
 """
 
 from __future__ import annotations
 
+import enum
 import gc
+import logging
+import math
 import sys
 import types
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias
 
 MAX_OBJECTS = 5000
 _ALLOCATION = 16
 """Allocators round up to this, Python's own and glibc's."""
-_HALVES = (64, 16, 8, 4)
-"""How many elements of a long container stand for the rest, by how deep it lies; twice as many are looked at."""
-_INLINE_BYTES = 16
-_SHARED_REFERENCES = 3
-"""A key that only its dict holds has three: the dict's, the loop's and the argument of getrefcount."""
+_SAMPLE = 128
+"""So many elements stand for those of one long container."""
+_LEAST_SAMPLE = 4
+"""And where there are many containers, fewer of each."""
+_GOLDEN = (math.sqrt(5) - 1) / 2
 
-_FREE = (type(None), bool, type(Ellipsis), type(NotImplemented))
+_FREE = frozenset((type(None), bool, type(Ellipsis), type(NotImplemented)))
+_ATOMS = frozenset((str, int, float, bytes))
 _SMALL_INTEGERS = range(-5, 257)
+_ONE_DIGIT = 1 << 30
 _NOT_OWNED = (
     type,
     types.ModuleType,
@@ -35,10 +41,20 @@ _NOT_OWNED = (
     types.FrameType,
     types.TracebackType,
     property,
+    enum.Enum,
+    logging.Logger,
 )
 """What a value refers to without holding it: it is there anyway."""
-_SEQUENCES = (list, tuple, set, frozenset, deque)
-_HAS_INLINE_VALUES = 1 << 4  # Py_TPFLAGS_MANAGED_DICT
+_SETS = (set, frozenset)
+_CONTAINERS = (list, tuple, deque, *_SETS)
+_BUFFERS = (bytes, bytearray, memoryview)
+_ELSEWHERE = frozenset(("pyarrow", "polars", "torch", "cupy", "jax", "xarray"))
+"""Who holds memory that Python does not see, and tells how much."""
+_MANAGED_DICT = 1 << 4
+_INLINE_BYTES = 16
+
+Parts: TypeAlias = tuple[int, Sequence[Collection[Any]]]
+"""The bytes of a value itself, and groups of what it holds."""
 
 
 def deep_sizeof(value: object, *, max_objects: int = MAX_OBJECTS) -> int:
@@ -46,11 +62,13 @@ def deep_sizeof(value: object, *, max_objects: int = MAX_OBJECTS) -> int:
     Return about how many bytes *value* takes, with all that it holds.
 
     Within a tenth for most shapes; a container whose elements differ wildly may be a fifth off. Microseconds for a
-    record, a fifth of a millisecond for a thousand of them, whatever the length of containers.
+    record, half a millisecond for a thousand of them, a few milliseconds at most, whatever the length of containers.
+    Strings that a dict has as keys and others hold, too, are not counted: all records of a kind share their names.
 
     Args:
         value: Anything.
-        max_objects: Look at so many objects at most, and take the rest for as large as those.
+        max_objects: Look at so many objects at most; those of a level that are not looked at count like the others.
+            What is nested deeper than that is not counted.
 
     Raises:
         ValueError: *max_objects* is below 1.
@@ -60,145 +78,197 @@ def deep_sizeof(value: object, *, max_objects: int = MAX_OBJECTS) -> int:
         return (sys.getsizeof(value) + _ALLOCATION - 1) & -_ALLOCATION
     if max_objects < 1:
         raise ValueError(f"max_objects is 1 or more, got {max_objects!r}")
-    return round(_Walk(max_objects).size([value], 0))
+    return round(_walk(value, max_objects))
+
+
+def _walk(root: object, left: int) -> float:
+    """Return the bytes of *root* and what it holds; look at about *left* objects at most."""
+    walk = _Walk()
+    total = walk.add([root], 1.0)
+    while walk.below and left > 0:
+        level, weights = walk.below, walk.weights
+        walk.below, walk.weights = [], []
+        # Part of what is left for the containers of a level, half for what they hold: the last shall not starve.
+        most = max(left // 16, min(left, 16))
+        if len(level) > most:
+            level, weights = _thinned(level, weights, most)
+        left -= len(level)
+        groups: list[tuple[Collection[Any], float]] = []
+        for value, weight in zip(level, weights, strict=True):
+            if id(value) not in walk.seen:
+                walk.seen.add(id(value))
+                own, held = _parts(value, type(value))
+                total += weight * own
+                groups += [(group, weight) for group in held if group]
+        sample = _sample_of([len(group) for group, _ in groups], left // 2)
+        for number, (group, weight) in enumerate(groups):
+            count = len(group)
+            if count <= sample:
+                total += walk.add(group, weight)
+                left -= count
+            else:
+                half = sample // 2
+                chosen = _spread(group, sample, hash((number, count)))  # other fields of each record
+                total += walk.add(chosen[:half], weight)
+                total += walk.add(chosen[half:], weight * (count - half) / half)
+                left -= sample
+    return total
+
+
+def _sample_of(counts: Sequence[int], room: int) -> int:
+    """Return how many elements of each group to look at, at most, so that there is room for all."""
+    sample = _SAMPLE
+    while sample > _LEAST_SAMPLE and sum(min(count, sample) for count in counts) > room:
+        sample //= 2
+    return sample
 
 
 class _Walk:
-    """One walk over what a value holds."""
+    """
+    One walk over what a value holds.
 
-    __slots__ = ("_left", "_seen")
+    Attributes:
+        seen: The identities of what was counted.
+        below: What is to be looked into next.
+        weights: How many objects each of these stands for.
+    """
 
-    def __init__(self, max_objects: int) -> None:
-        self._left = max_objects
-        self._seen: set[int] = set()
+    __slots__ = ("below", "seen", "weights")
 
-    def size(self, roots: Iterable[object], depth: int) -> float:
-        """Return the bytes of *roots* and what they hold, as far as this walk has not seen it."""
-        stack = list(roots)
-        seen, total, looked = self._seen, 0.0, 0
-        while stack:
-            if self._left <= 0:
-                # The rest is taken for as large as what was looked at.
-                return total * (looked + len(stack)) / looked if looked else 0.0
-            value = stack.pop()
+    def __init__(self) -> None:
+        self.seen: set[int] = set()
+        self.below: list[Any] = []
+        self.weights: list[float] = []
+
+    def add(self, elements: Iterable[Any], weight: float) -> float:
+        """Return the bytes of those that hold nothing, each counted *weight* times; keep the others for later."""
+        seen, total = self.seen, 0
+        for value in elements:
             kind = type(value)
-            if kind in _FREE or (kind is int and value in _SMALL_INTEGERS):
+            if kind in _FREE:
                 continue
-            identity = id(value)
-            if identity in seen:
-                continue
-            seen.add(identity)
-            self._left -= 1
-            looked += 1
-            if kind is str or kind is int or kind is float or kind is bytes:
-                total += _rounded(sys.getsizeof(value))
-            else:
-                total += self._one(value, stack, depth)
-        return total
+            if kind not in _ATOMS:
+                self.below.append(value)
+                self.weights.append(weight)
+            elif id(value) not in seen:
+                seen.add(id(value))
+                if kind is float:
+                    total += 32
+                elif kind is not int:
+                    total += (value.__sizeof__() + 15) & -16
+                elif value not in _SMALL_INTEGERS:
+                    total += 32 if -_ONE_DIGIT < value < _ONE_DIGIT else _rounded(sys.getsizeof(value))
+        return total * weight
 
-    def _one(self, value: Any, stack: list[object], depth: int) -> float:
-        """Return the bytes of *value* itself; what it holds goes on the stack, or is sampled and added."""
-        if isinstance(value, dict):
-            return _rounded(sys.getsizeof(value)) + self._many(stack, depth, dict.values(value), _owned_keys(value))
-        if isinstance(value, _SEQUENCES):
-            return _rounded(sys.getsizeof(value)) + self._many(stack, depth, value)
-        if isinstance(value, _NOT_OWNED):
-            return 0.0
-        told = _told_bytes(value, stack)
-        if told is not None:
-            return told
-        return self._object(value, stack)
 
-    def _many(self, stack: list[object], depth: int, *groups: Any) -> float:
-        """
-        Put the elements of *groups* on the stack, or size a sample of them.
+def _thinned(level: list[Any], weights: list[float], most: int) -> tuple[list[Any], list[float]]:
+    """Return *most* of a level and how many objects each stands for now."""
+    chosen = _positions(len(level), most, 0)
+    half = most // 2
+    times = (len(level) - half) / (most - half)
+    kept = [weights[at] for at in chosen[:half]] + [weights[at] * times for at in chosen[half:]]
+    return [level[at] for at in chosen], kept
 
-        The first half is counted as it is, the second by what it adds: so what all elements share is counted once.
-        """
-        half = _HALVES[min(depth, len(_HALVES) - 1)]
-        total = 0.0
-        for group in groups:
-            count = len(group)
-            if count <= 2 * half:
-                stack.extend(group)
-                continue
-            sample = _spread(group, 2 * half)
-            first = self.size(sample[::2], depth + 1)
-            total += first + self.size(sample[1::2], depth + 1) * (count - half) / half
-        return total
 
-    @staticmethod
-    def _object(value: object, stack: list[object]) -> float:
-        try:
-            size = sys.getsizeof(value)
-        except Exception:
-            size = object.__sizeof__(value)  # its own __sizeof__ is broken
-        # Not by __dict__: to ask for it makes one, and the object larger for ever.
-        held = [each for each in gc.get_referents(value) if not isinstance(each, _NOT_OWNED)]
-        stack.extend(held)
-        if type(value).__flags__ & _HAS_INLINE_VALUES and not any(type(each) is dict for each in held):
-            size += _INLINE_BYTES + 8 * len(held)
-        return _rounded(size)
+def _spread(group: Collection[Any], sample: int, offset: int) -> list[Any]:
+    """Return *sample* elements from all over *group*."""
+    count = len(group)
+    if type(group) is list or type(group) is tuple:
+        return [group[at] for at in _positions(count, sample, offset)]
+    if count <= _SAMPLE * sample:
+        return _spread(list(group), sample, offset)
+    step = count // sample - 1 | 1  # odd: of what takes turns, each shall have some
+    chosen = list(islice(iter(group), 0, step * sample, step))
+    return chosen[::2] + chosen[1::2]
+
+
+def _positions(count: int, sample: int, offset: int) -> list[int]:
+    """Return *sample* of *count* positions, in no rhythm that elements may have, too; each half in order."""
+    step = round(count * _GOLDEN)
+    while math.gcd(step, count) != 1:
+        step += 1
+    chosen = [(offset + number * step) % count for number in range(sample)]
+    half = sample // 2
+    return sorted(chosen[:half]) + sorted(chosen[half:])
+
+
+def _parts(value: Any, kind: type) -> Parts:
+    # By its type: to ask an instance for its class may wake a proxy.
+    if issubclass(kind, _NOT_OWNED):
+        return 0, ()
+    if issubclass(kind, dict):
+        return _rounded(_own_bytes(value)), (dict.values(value), _names(value, dict.keys(value)))
+    if issubclass(kind, _CONTAINERS):
+        # The table of a list is allocated apart. Subclasses may do anything when iterated.
+        own = _rounded(_own_bytes(value) + (8 if kind is list else 0))
+        held = value if kind in _CONTAINERS else gc.get_referents(value)
+        return own, (_names(value, held) if issubclass(kind, _SETS) else held,)
+    try:
+        told = _told_parts(value, kind)
+    except Exception:  # of others' code
+        told = None
+    return told or _object_parts(value, kind)
+
+
+def _told_parts(value: Any, kind: type) -> Parts | None:
+    """Return what is known better than by looking at what *value* refers to, if there is."""
+    if kind is memoryview:
+        return _rounded(_own_bytes(value)), ((value.obj,),)
+    if issubclass(kind, getattr(sys.modules.get("numpy"), "ndarray", ())):
+        return _array_parts(value, kind)
+    if kind.__module__.partition(".")[0] not in _ELSEWHERE:
+        return None
+    told = value.estimated_size() if hasattr(value, "estimated_size") else getattr(value, "nbytes", None)
+    return None if told is None else (int(told), ())
+
+
+def _object_parts(value: object, kind: type) -> Parts:
+    # What pandas calls the size of a table has all in it.
+    in_all = str(kind.__module__).partition(".")[0] == "pandas"
+    size = object.__sizeof__(value) + _ALLOCATION if in_all else _own_bytes(value)
+    # Not by __dict__: to ask for it makes one, and the object larger for ever.
+    held = [each for each in gc.get_referents(value) if not issubclass(type(each), _NOT_OWNED)]
+    if kind.__flags__ & _MANAGED_DICT and not any(type(each) is dict for each in held):
+        size += _INLINE_BYTES + 8 * len(held)
+    return _rounded(size), (held,)
+
+
+def _array_parts(value: Any, kind: type) -> Parts:
+    size = _own_bytes(value)
+    groups: list[Collection[Any]] = [] if kind.__module__ == "numpy" else [gc.get_referents(value)]
+    base = value.base
+    if base is not None:
+        # A view of sixteen numbers keeps all of the array that it looks at.
+        groups.append((base,))
+        seen = isinstance(base, (*_BUFFERS, sys.modules["numpy"].ndarray)) or type(base).__module__ in ("array", "mmap")
+        size += 0 if seen else value.nbytes
+    elif value.dtype.hasobject:
+        groups.append(value.flat)
+    return _rounded(size), groups
+
+
+def _own_bytes(value: object) -> int:
+    try:
+        return sys.getsizeof(value)
+    except Exception:
+        return object.__sizeof__(value)  # its own __sizeof__ is broken
 
 
 def _rounded(size: int) -> int:
     return (size + _ALLOCATION - 1) & -_ALLOCATION
 
 
-def _owned_keys(value: dict[Any, Any]) -> Sequence[object]:
-    """Return the keys that nobody else holds, of a dict that is not so long that they are sampled anyway."""
-    if len(value) > 2 * _HALVES[0]:
-        return list(islice(dict.keys(value), len(value)))
-    return [key for key in dict.keys(value) if sys.getrefcount(key) <= _SHARED_REFERENCES]
+def _names(holder: object, elements: Collection[Any]) -> Collection[Any]:
+    """Return *elements* without the strings that others hold, too; all where they are so many that they are sampled."""
+    if len(elements) > _SAMPLE:
+        return elements
+    alone = _ALONE + issubclass(type(holder), OrderedDict)  # it holds each key twice
+    return [each for each in elements if type(each) is not str or sys.getrefcount(each) <= alone]
 
 
-def _spread(group: Any, count: int) -> list[object]:
-    """Return *count* elements from all over *group*."""
-    step = max(1, len(group) // count)
-    if isinstance(group, (list, tuple)):
-        return list(group[: step * count : step])
-    return list(islice(iter(group), 0, step * count, step))
+def _references_of_one_holder() -> int:
+    """Return what getrefcount says of an element, in the loop of :func:`_names`, that only its container holds."""
+    return next(count for count in [sys.getrefcount(each) for each in {str(object())}])
 
 
-def _told_bytes(value: Any, stack: list[object]) -> float | None:
-    """Return what an array or table says of itself; None of anything else."""
-    module = type(value).__module__.partition(".")[0]
-    if module == "pandas" and hasattr(value, "memory_usage"):
-        return _table_bytes(value)
-    if module == "numpy" and hasattr(value, "nbytes"):
-        return _array_bytes(value, stack)
-    if isinstance(value, memoryview):
-        stack.append(value.obj)
-        return float(_rounded(sys.getsizeof(value)))
-    if module in ("pyarrow", "polars", "torch", "cupy", "jax", "xarray"):
-        told = value.estimated_size() if hasattr(value, "estimated_size") else getattr(value, "nbytes", None)
-        return None if told is None else float(told)
-    return None
-
-
-def _array_bytes(value: Any, stack: list[object]) -> float:
-    # A view of sixteen numbers keeps all of the array that it looks at.
-    owner = value
-    while type(getattr(owner, "base", None)).__module__.partition(".")[0] == "numpy":
-        owner = owner.base
-    if owner is not value:
-        stack.append(owner)
-        return float(_rounded(sys.getsizeof(value)))
-    size = float(owner.nbytes) + 112
-    if getattr(owner.dtype, "hasobject", False):
-        stack.append(owner.ravel().tolist())
-        size -= 8 * owner.size + 56  # the list that stands in for it
-    return size
-
-
-def _table_bytes(value: Any) -> float:
-    def total(table: Any, *, deep: bool) -> float:
-        told = table.memory_usage(deep=deep)
-        return float(told.sum() if hasattr(told, "sum") else told)
-
-    size = total(value, deep=False)
-    rows = len(value)
-    if rows == 0 or not hasattr(value, "iloc"):
-        return size
-    head = value.iloc[:128]
-    return size + (total(head, deep=True) - total(head, deep=False)) * rows / len(head)
+_ALONE = _references_of_one_holder()

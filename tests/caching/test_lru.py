@@ -24,6 +24,7 @@ from memguard import (
     format_bytes,
     release_memory,
 )
+from memguard.caching import _lru as lru
 from memguard.relief import shrinkables
 from memguard.testing import FakeClock, ScriptedSampler
 from memguard.values import set_default_gate
@@ -746,6 +747,107 @@ def test_a_breaker_asks_caches_before_it_refuses():
 
     with breaker.reserve(200 * MIB):
         assert 200 * MIB <= cache.total_bytes <= 300 * MIB
+
+
+class _Used(ScriptedSampler):
+    """Reads what is used beside a cache, and what the cache holds."""
+
+    def __init__(self, cache, beside, clock):
+        super().__init__([0.5], limit_bytes=1000 * MIB, clock=clock)
+        self.cache, self.beside = cache, beside
+
+    def __call__(self):
+        self.then(self.beside + self.cache.total_bytes)
+        return super().__call__()
+
+
+@pytest.fixture
+def full():
+    """A cache that fills memory up to the line of a breaker that may shrink it."""
+    gc.collect()
+    clock = FakeClock()
+    cache = LRUCache(max_bytes=1000 * MIB, sizeof=lambda value: value)
+    sampler = _Used(cache, 100 * MIB, clock)
+    breaker = MemoryCircuitBreaker(sampler=sampler, clock=clock)
+    for number in range(69):
+        cache[number] = 10 * MIB
+    return cache, breaker
+
+
+def test_no_reservation_is_refused_as_long_as_caches_can_give_way_for_it(full):
+    cache, breaker = full
+
+    for number in range(100, 130):
+        with breaker.reserve(40 * MIB):
+            cache[number] = 40 * MIB
+
+    assert breaker.statistics().refused == 0
+    assert cache.total_bytes >= 500 * MIB
+
+
+def test_a_reservation_that_grows_asks_caches_too(full):
+    cache, breaker = full
+
+    with breaker.reserve(MIB) as reservation:
+        reservation.resize(300 * MIB)
+
+    assert cache.total_bytes <= 500 * MIB
+
+
+def test_caches_give_way_before_a_reservation_opens_the_circuit(full):
+    cache, breaker = full
+    cache["too much"] = 200 * MIB
+
+    with breaker.reserve(MIB):
+        pass
+
+    assert breaker.statistics().opened == 0
+    assert cache.total_bytes <= 700 * MIB
+
+
+def test_caches_give_a_little_more_than_is_asked_for(full):
+    cache, breaker = full
+    with breaker.reserve(40 * MIB):
+        pass
+
+    held = cache.total_bytes
+    with breaker.reserve(50 * MIB):
+        pass
+
+    assert cache.total_bytes == held
+
+
+def test_a_cache_that_weighs_nothing_looks_early_how_large_its_values_are(tight):
+    cache = LRUCache(1000)
+    tight(0.9)
+    for number in range(20):
+        cache[number] = bytes(MIB)
+
+    assert len(cache) < 10
+
+
+def test_it_holds_no_more_entries_than_its_tables_could_be_made_anew_for(tight):
+    small = MemoryCircuitBreaker(sampler=ScriptedSampler([0.5], limit_bytes=6 * MIB), relief=False)
+    set_default_gate(lambda: small)
+    cache = LRUCache(max_bytes=1000 * MIB, sizeof=lambda value: 2048)
+    for number in range(12_000):
+        cache[number] = None
+
+    assert len(cache) <= 3 * MIB // 300 + MIB // 2048  # one look later
+
+
+def test_who_stores_while_another_relieves_waits_for_it(tight):
+    cache = LRUCache(max_bytes=100 * MIB, sizeof=lambda value: 2 * MIB)
+    done = threading.Event()
+
+    with lru._relieving:
+        other = threading.Thread(target=lambda: (cache.__setitem__("a", 1), done.set()))
+        other.start()
+        waited = not done.wait(0.05)
+    other.join()
+
+    assert waited
+    assert done.is_set()
 
 
 def test_the_monitor_takes_what_caches_hold_for_known():

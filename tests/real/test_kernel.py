@@ -14,6 +14,7 @@ from memguard.cli._box import make_box
 
 MIB = 1024**2
 BURST = Path(__file__).with_name("burst.py")
+FILLING = Path(__file__).with_name("filling.py")
 POOL = Path(__file__).with_name("pool.py")
 
 
@@ -52,6 +53,14 @@ def test_jobs_of_40_threads_do_not_wait_for_ever_beside_memory_that_the_allocato
     out = run(box, POOL, "9")
 
     assert (out.returncode, out.stdout.strip()) == (0, "400 done"), out.stderr
+    assert box.oom_kills() == 0
+
+
+@pytest.mark.parametrize("way", ["reserve", "plain", "threads"])
+def test_a_cache_whose_bound_is_far_above_the_limit_gives_way(box, way):
+    out = run(box, FILLING, way, 256 * 1024, 600 * MIB)
+
+    assert (out.returncode, out.stdout.split(",")[0]) == (0, "refused 0"), out.stderr
     assert box.oom_kills() == 0
 
 

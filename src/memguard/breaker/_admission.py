@@ -32,6 +32,10 @@ _LINGER_SECONDS = 1.0
 Beside 40 busy threads one waits up to half a second for the interpreter. By then a thread that left its reservation
 has freed what it held, or keeps it.
 """
+_RELIEFS = 8
+"""How often one caller relieves before it is refused, where each helps."""
+_SLACK = 32
+"""Caches give so small a part of the line more than is asked for, so that not each reservation has to ask."""
 _TIDY_BYTES = 8 * 1024**2
 _CLOSED = State.CLOSED  # looked up at each reservation
 
@@ -111,8 +115,8 @@ class Admission:
         self._asked_bytes = nbytes
         if in_event_loop():
             self.relieve_aside()
-        elif not self._line and self.relief.attempt(self._read_used, wanted=self._wanted(nbytes)):
-            grant = self._after_reading(nbytes, nested)
+        elif not self._line:
+            grant = self._after_relief(nbytes, nested)
         grant = grant or self._reuse(nbytes)
         if grant is not None:
             return grant
@@ -137,7 +141,7 @@ class Admission:
         return await self._await(nbytes, timeout, nested)
 
     def _at_once(self, nbytes: int, nested: bool) -> Grant | None:
-        usage = self._core.current()
+        usage = self._core.current(self._shrink_first())
         with self._core.lock:
             self._core.ledger.gone(threading.current_thread())
         grant = self._try(nbytes, nested) or self._after_reading(nbytes, nested)
@@ -150,13 +154,27 @@ class Admission:
         self._serve()
         return self._try(nbytes, nested)
 
+    def _after_relief(self, nbytes: int, nested: bool) -> Grant | None:
+        """Relieve and try, again while it may help: another thread may have run it, or taken what came of it."""
+        for _ in range(_RELIEFS):
+            if not self.relief.attempt(self._read_used, wanted=self._wanted(nbytes)):
+                return None
+            grant = self._after_reading(nbytes, nested)
+            if grant is not None:
+                return grant
+        return None
+
     def _read_again(self) -> None:
         if self._core.circuit.state is _CLOSED:
             # Of one's own: another thread's may have begun before the last caller gave its bytes back.
-            self._core.read()
+            self._core.read(self._shrink_first())
         else:
             # Readings move the ramp: a herd shall not take one each.
             self._core.refresh()
+
+    def _shrink_first(self) -> Callable[[Sampler], bool] | None:
+        """Return what relieves ahead of a reading that would open the circuit, if caches can still give way."""
+        return self.relieve if self.relief.caches_hold_bytes() else None
 
     def _try(self, nbytes: int, nested: bool) -> Grant | None:
         core = self._core
@@ -229,6 +247,8 @@ class Admission:
             MemoryCircuitBreakerError: They do not fit.
         """
         more = self._try(nbytes, nested=True) or self._after_reading(nbytes, nested=True)
+        if more is None and not in_event_loop():
+            more = self._after_relief(nbytes, nested=True)
         if more is None:
             raise self._refusal(nbytes)
         with self._core.lock:
@@ -402,12 +422,12 @@ class Admission:
 
         def wanted(used_bytes: int) -> int:
             core = self._core
-            lines = core.lines
-            if lines is None:
-                return 0
+            lines = core.lines_now()
             with core.lock:
                 counted = core.ledger.counted_bytes(used_bytes)
             too_many = counted + nbytes - lines.open if nbytes else 0
+            if too_many > 0:
+                too_many += lines.open // _SLACK
             return max(too_many, used_bytes - lines.close) if used_bytes >= lines.open else too_many
 
         return wanted

@@ -99,11 +99,11 @@ class Core:
         self.stale_at = float("-inf")
         self.refusing = self.enforcing and self.circuit.state is State.OPEN
 
-    def current(self) -> MemoryUsage:
-        """Return the last reading if it is fresh, else take one."""
+    def current(self, relieve: Callable[[Sampler], bool] | None = None) -> MemoryUsage:
+        """Return the last reading if it is fresh, else take one; *relieve* as in :meth:`refresh`."""
         if self.usage is not None and self.clock() < self.stale_at:
             return self.usage
-        return self.refresh()
+        return self.refresh(relieve)
 
     def refresh(self, relieve: Callable[[Sampler], bool] | None = None) -> MemoryUsage:
         """
@@ -166,6 +166,10 @@ class Core:
         if idle:
             self.on_idle(self.kept_bytes)
         return usage
+
+    def lines_now(self) -> LineBytes:
+        """Return the lines of the last reading; where there is none yet, those of one taken for it."""
+        return self.lines or self._lines(self._sample().limit_bytes)
 
     def retry_after(self) -> float:
         """Return the seconds until trying again may be of use; 0 while closed."""

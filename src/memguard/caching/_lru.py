@@ -29,7 +29,7 @@ from memguard.errors import MemoryCircuitBreakerError
 from memguard.relief import shrinkables
 from memguard.sizing import deep_sizeof
 from memguard.units import ByteSize, parse_bytes
-from memguard.values import Level, gate_of
+from memguard.values import Gate, Level, gate_of
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -37,18 +37,26 @@ OnEvict: TypeAlias = Callable[[Any, Any, EvictionReason], object]
 
 _log = logging.getLogger("memguard")
 _FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
-_ENTRY_BYTES = 144
+_ENTRY_BYTES = 272
 """What the cache itself takes for an entry: its place in the order, in the table and in that of the sizes."""
-_TIMED_ENTRY_BYTES = 96
+_TIMED_ENTRY_BYTES = 112
 """And with a time to live."""
 _CHUNK = 1000
 """Entries that are dropped in one go: two milliseconds at most, in which others wait for the lock."""
 _YIELDS = 50
 _LOOK_BYTES = 1024 * 1024
 """How much is stored before the cache asks how tight memory is."""
-_UNWEIGHED_BYTES = 1024
-"""What an entry counts there, in a cache that weighs none."""
+_FIRST_BYTES = 64 * 1024
+_LEAST_BYTES = 1024
+"""What an entry counts there, in a cache that weighs none: at first, and at least."""
+_GLANCE = 5
+_GLANCE_OBJECTS = 200
+_TABLE_BYTES = 300
+"""What an entry may need at once when the tables grow; they are made anew at times even if no entries are added."""
 _SAMPLE = 20
+_LONGEST_WAIT_SECONDS = 0.5
+"""A callback of the one that relieves may be waited for in turn; so not for ever."""
+_relieving = threading.RLock()
 
 
 class LRUCache(MutableMapping[K, V]):
@@ -83,6 +91,7 @@ class LRUCache(MutableMapping[K, V]):
         "_acquire",
         "_data",
         "_dead",
+        "_each_bytes",
         "_entries",
         "_hits",
         "_hits_before",
@@ -140,6 +149,7 @@ class LRUCache(MutableMapping[K, V]):
         self._dead: deque[tuple[K, object]] = deque()  # of weakly held values
         self._renew_lock()
         self._look_bytes = _LOOK_BYTES
+        self._each_bytes = _FIRST_BYTES
         self._useful = 0.0
         self._hits = self._misses = self._rejected = self._hits_before = self._unlooked = 0
         shrinkables.add(self)
@@ -265,7 +275,7 @@ class LRUCache(MutableMapping[K, V]):
         """Do what follows a write, outside of the lock."""
         if gone and self._on_evict is not None:
             self._tell(gone)
-        self._unlooked += size or _UNWEIGHED_BYTES
+        self._unlooked += size or self._each_bytes
         if self._unlooked >= _LOOK_BYTES or self._entries.total_bytes > self._look_bytes:
             self._look()
 
@@ -525,17 +535,39 @@ class LRUCache(MutableMapping[K, V]):
         self._look_bytes = self._entries.total_bytes + _LOOK_BYTES
         if not self._shrinks:
             return
-        inside, gate = self._entries, gate_of(None)
+        gate = gate_of(None)
+        # While one relieves, the others wait: at 2 GiB a second they would be at the limit before it is done.
+        waited = _relieving.acquire(timeout=_LONGEST_WAIT_SECONDS)
         try:
-            gate.check()
-        except MemoryCircuitBreakerError:
+            self._give_way(gate)
+        finally:
+            if waited:
+                _relieving.release()
+
+    def _give_way(self, gate: Gate) -> None:
+        inside = self._entries
+        if inside.sizes is None:
+            self._each_bytes = max(_LEAST_BYTES, self._glance(), self._each_bytes * 7 // 8)
+        try:
+            usage = gate.check()
+        except MemoryCircuitBreakerError as error:
+            usage = error.usage
             self.shrink(fraction=0.25)
+        if usage is not None and len(inside.data) > usage.headroom_bytes // _TABLE_BYTES:
+            self._trim(UNBOUNDED, max(1, usage.headroom_bytes // _TABLE_BYTES))
         if gate.level is Level.NORMAL:
             inside.cap_bytes, inside.cap_entries = inside.max_bytes, inside.max_entries
             return
         inside.cap_entries = min(inside.cap_entries, max(1, len(inside.data)))
         if inside.sizes is not None:
             inside.cap_bytes = min(inside.cap_bytes, max(1, inside.total_bytes))
+
+    def _glance(self) -> int:
+        """Return about how large the newest values are, of a cache that weighs none."""
+        with self._lock:
+            newest: list[Any] = [self._entries.data.get(key) for key in islice(reversed(self._entries.data), _GLANCE)]
+        sizes = [deep_sizeof(self._value(held), max_objects=_GLANCE_OBJECTS) for held in newest]
+        return sum(sizes) // max(1, len(sizes))
 
     # ----- telling
 
@@ -684,7 +716,7 @@ class _Counted(_Untimed[K, V]):
                     entries.evictions += 1
         except KeyError:
             self._store(key, value, None)
-        self._unlooked += _UNWEIGHED_BYTES
+        self._unlooked += self._each_bytes
         if self._unlooked >= _LOOK_BYTES:
             self._look()
 
@@ -706,15 +738,14 @@ class _Weighed(_Untimed[K, V]):
         if size > self._max_entry_bytes:
             self._store(key, value, None)
             return
-        before: Any = None  # what goes lives until the lock is free
-        look = False
+        look, before, oldest = False, None, None  # what goes lives until the lock is free
         try:
             # Inside: an interrupt right after it shall not keep the lock.
             acquire = self._acquire
             if not acquire(False):
                 self._wait_for_turn()
             if key in data:
-                before = data[key]
+                before = data[key]  # noqa: F841 - held
                 data[key] = value
                 touch = self._touch
                 touch(key)
@@ -723,13 +754,15 @@ class _Weighed(_Untimed[K, V]):
                 data[key] = value
                 total = entries.total_bytes + size
             sizes[key] = size
-            if total > entries.cap_bytes or len(data) > entries.cap_entries:
-                before = [before]
-                while data and (total > entries.cap_bytes or len(data) > entries.cap_entries):
-                    oldest = data.popitem(False)
-                    total -= sizes.pop(oldest[0], 0)
+            cap_bytes, cap_entries = entries.cap_bytes, entries.cap_entries
+            if total > cap_bytes or len(data) > cap_entries:
+                oldest = data.popitem(False)
+                total -= sizes.pop(oldest[0], 0)
+                entries.evictions += 1
+                while data and (total > cap_bytes or len(data) > cap_entries):
+                    oldest = data.popitem(False), oldest
+                    total -= sizes.pop(oldest[0][0], 0)
                     entries.evictions += 1
-                    before.append(oldest)
                 # At its bound it grows no more; held below it, it still has to ask whether it may.
                 self._unlooked += size
                 look = self._unlooked >= _LOOK_BYTES
@@ -777,6 +810,8 @@ class _Timed(LRUCache[K, V]):
 
 
 def _after_fork() -> None:
+    global _relieving  # noqa: PLW0603 - another thread may have held it
+    _relieving = threading.RLock()
     for each in shrinkables.alive():
         if isinstance(each, LRUCache):
             each._renew_lock()

@@ -149,7 +149,9 @@ class _Throttle:
 
     def ran(self, now: float, seconds: float, *, useful: bool) -> None:
         rest = _PAUSE_TIMES * seconds
-        if self.step.worth is not None:
+        if self.step.costs and useful:
+            rest = 0.0  # as long as caches hold something, nobody has to be refused
+        elif self.step.worth is not None:
             # It knows that there is something. Beside busy threads most of its time was theirs.
             rest = min(rest, _LONGEST_REST_SECONDS)
         self.rested_at = self.due_at = now + rest
@@ -182,12 +184,10 @@ class Relief:
         *,
         caches: Shrinkables | None = None,
     ) -> None:
-        self._wanted_bytes = 0
+        self._wanted_bytes = self._given_bytes = 0
+        self._caches = caches
         if caches is not None:
-            shrink = Step(
-                "caches", lambda: caches.shrink(self._wanted_bytes), worth=caches.shrinkable_bytes, costs=True
-            )
-            steps = (shrink, *steps)
+            steps = (Step("caches", self._shrink, worth=caches.shrinkable_bytes, costs=True), *steps)
         self._throttles = tuple(_Throttle(step) for step in steps)
         self._clock = clock
         self._running = threading.Lock()
@@ -201,6 +201,10 @@ class Relief:
         """Whether a relief would run now."""
         now = self._clock()
         return any(throttle.is_due(now) for throttle in self._throttles)
+
+    def caches_hold_bytes(self) -> bool:
+        """Tell whether there are caches that can be made smaller."""
+        return self._caches is not None and self._caches.shrinkable_bytes() > 0
 
     @property
     def tidy_due(self) -> bool:
@@ -240,6 +244,14 @@ class Relief:
             self._running.release()
         return True
 
+    def _shrink(self) -> None:
+        self._given_bytes = 0 if self._caches is None else self._caches.shrink(self._wanted_bytes)
+        if self._given_bytes:
+            # Values of some kilobytes leave pages that only this gives back, whenever it ran last.
+            trim()
+            if _free_bytes() >= _WORTH_BYTES:
+                tops.give_back()
+
     def _note(self, throttles: Sequence[_Throttle], report: ReliefReport) -> None:
         self.runs += 1
         self.freed_bytes += max(0, report.freed_bytes)
@@ -248,7 +260,9 @@ class Relief:
         # As a whole: what a collection frees is given back by the steps after it.
         useful = report.freed_bytes >= max(_USEFUL_BYTES, report.before_bytes // 100)
         for throttle, done in zip(throttles, report.steps, strict=True):
-            throttle.ran(now, done.seconds, useful=useful)
+            # What caches gave was of use even if others have taken it meanwhile, or the pages are not empty yet.
+            gave = throttle.step.costs and self._given_bytes > 0
+            throttle.ran(now, done.seconds, useful=useful or gave)
 
 
 def _tidies(step: Step) -> bool:
