@@ -324,6 +324,19 @@ def decorated(times: int) -> dict[str, dict[str, Measure]]:
     }
 
 
+def weighed(times: int) -> dict[str, Measure]:
+    """Return what measures the sizing of values, as a cache without ``sizeof`` does for each that it stores."""
+
+    def record(number: int) -> dict[str, Any]:
+        return {"id": number, "name": f"name of {number}", "score": number / 7} | {f"field {n}": n for n in range(7)}
+
+    values = {"a string": "a" * 50, "a record of 10": record(5000), "1,000 records": [record(n) for n in range(1000)]}
+    return {
+        f"deep_sizeof, {name}": timed("size(v)", max(20, times // 200), size=memguard.deep_sizeof, v=value)
+        for name, value in values.items()
+    }
+
+
 CLAIMS: dict[str, dict[str, float]] = {
     "get hit": {"cachetools": 0.6, LOCKED: 0.3},
     "c[k] hit": {"cachetools": 0.85, LOCKED: 0.35},
@@ -361,6 +374,7 @@ def main() -> None:
     figures = in_turns(threaded(20_000 if options.quick else 200_000), 2 if options.quick else 7)
     report.add_all({f"4 threads, {name}": each for name, each in figures.items()}, "ns", versus="4 threads, memguard")
     claims(report, "4 threads", figures)
+    report.add_all(in_turns(weighed(times), rounds), "ns")
     hit_ratios(report, 20_000 if options.quick else 300_000)
     if sys.platform == "linux":
         each = held(50_000 if options.quick else 1_000_000)

@@ -17,6 +17,7 @@ RUNS = [
     pytest.param("bursting_service", ["--need", "1 GiB"], "200: 0, 503: 100", id="what cannot fit gets a 503"),
     pytest.param("worker_pool", ["--jobs", "40"], "40 jobs done", id="more threads than fit at once"),
     pytest.param("find_a_leak", [], "__main__.SESSIONS: +", id="a leak found and explained"),
+    pytest.param("caching", [], "of look-ups found", id="three caches"),
     pytest.param("degrade", [], "90% used, CRITICAL: 10 results, batches of 25", id="less under pressure"),
     pytest.param("degrade", ["--rows", "500"], "300 of 500 rows exported, go on at row 300", id="partial results"),
 ]

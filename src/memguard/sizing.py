@@ -194,8 +194,6 @@ def _positions(count: int, sample: int, offset: int) -> list[int]:
 
 def _parts(value: Any, kind: type) -> Parts:
     # By its type: to ask an instance for its class may wake a proxy.
-    if issubclass(kind, _NOT_OWNED):
-        return 0, ()
     if issubclass(kind, dict):
         return _rounded(_own_bytes(value)), (dict.values(value), _names(value, dict.keys(value)))
     if issubclass(kind, _CONTAINERS):
@@ -203,6 +201,8 @@ def _parts(value: Any, kind: type) -> Parts:
         own = _rounded(_own_bytes(value) + (8 if kind is list else 0))
         held = value if kind in _CONTAINERS else gc.get_referents(value)
         return own, (_names(value, held) if issubclass(kind, _SETS) else held,)
+    if issubclass(kind, _NOT_OWNED):
+        return 0, ()
     try:
         told = _told_parts(value, kind)
     except Exception:  # of others' code
