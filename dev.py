@@ -39,7 +39,7 @@ ACCEPT = {
     "gunicorn": [*LONG, "tests/long/test_gunicorn.py"],
     "knowing": [*LONG, "tests/long/test_knowing.py"],
     "pools": [*LONG, "tests/long/test_pools.py"],
-    "holding": [*LONG, "tests/long/test_holding.py"],
+    "holding": [*LONG, "tests/long/test_holding.py", "tests/test_sizing.py"],
     "plugin": [*LONG, "tests/long/test_pytest_plugin.py"],
     "busy": ["tests/long/places.py", "busy"],
     "twins": ["tests/long/places.py", "twins"],
@@ -50,7 +50,7 @@ TOOLS = {
     "pyright": ["pyright==1.1.414"],
     "gunicorn": ["gunicorn>=22"],
     "coverage": ["coverage==7.17.5"],
-    "holding": ["numpy>=1.26"],
+    "holding": ["numpy>=1.26", "pandas>=2.2"],
     "plugin": ["pytest-xdist>=3.5", "pytest-asyncio>=1.0", "pytest-rerunfailures>=14", "anyio>=4", "coverage==7.17.5"],
 }  # of parts of the long suite
 BENCHES = ["hot_paths", "reading", "import", "pacing", "demo", "allocator", "leaks", "monitor", "cache"]

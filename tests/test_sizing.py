@@ -206,6 +206,8 @@ def arrays() -> dict[str, Callable[[Any], object]]:
     }
 
 
+# Long, these two: what they need takes longer to install than all the rest.
+@pytest.mark.long("holding")
 @pytest.mark.parametrize("shape", arrays())
 def test_arrays_count_with_what_they_keep_alive(shape):
     np = pytest.importorskip("numpy")
@@ -226,6 +228,7 @@ def tables() -> dict[str, Callable[[Any], object]]:
     }
 
 
+@pytest.mark.long("holding")
 @pytest.mark.parametrize("shape", tables())
 def test_tables_count_with_their_index_and_what_they_keep_alive(shape):
     pd = pytest.importorskip("pandas")

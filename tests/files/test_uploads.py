@@ -31,7 +31,7 @@ from memguard import (
     UploadStore,
     assemble,
 )
-from memguard.files import _store, _upload
+from memguard.files import _chunk, _store, _upload
 from memguard.files._journal import Header, Phase, Record, pack_record, unpack_record, unpack_records
 from memguard.files._slots import Slots
 from memguard.testing import ScriptedSampler
@@ -759,6 +759,53 @@ def test_a_cancelled_task_gives_its_place_and_its_chunk_back(tmp_path):
 
     assert asyncio.run(main()) == tuple(range(2, 11))
     assert (store.statistics().active, store.statistics().waiting) == (0, 0)
+
+
+def test_a_cancelled_write_has_landed_before_another_may_begin(store, monkeypatch):
+    """Else it could land in a chunk that was written anew, and acknowledged."""
+    inside, go = threading.Event(), threading.Event()
+    write_all = _chunk.write_all
+    order = []
+
+    def slow(number, piece, offset):
+        if not inside.is_set():
+            inside.set()
+            assert go.wait(LONG)
+        order.append(bytes(piece[:1]))
+        write_all(number, piece, offset)
+
+    monkeypatch.setattr(_chunk, "write_all", slow)
+
+    async def main():
+        async with await store.acreate("film", total_bytes=5, chunk_bytes=5) as upload:
+            first = asyncio.create_task(upload.awrite_chunk(0, b"wrong"))
+            while not inside.is_set():
+                await asyncio.sleep(0.001)
+            first.cancel()
+            second = asyncio.create_task(upload.awrite_chunk(0, b"right"))
+            await asyncio.sleep(0.05)
+            first.cancel()
+            go.set()
+            await asyncio.wait([first, second], timeout=LONG)
+            return first.cancelled(), second.result()
+
+    assert asyncio.run(main()) == (True, True)
+    assert order[:2] == [b"w", b"r"]  # and then the record
+    assert (store.root / "film" / "data").read_bytes() == b"right"
+
+
+def test_many_tasks_that_send_one_chunk_leave_a_thread_for_the_one_that_writes_it(tmp_path):
+    store = UploadStore(tmp_path / "uploads", breaker=UNGUARDED, concurrency=60)
+
+    async def stream():
+        for at in range(0, CHUNK, 64):
+            yield CHUNKS[0][at : at + 64]
+
+    async def main():
+        async with await store.acreate("film", total_bytes=len(WHOLE), chunk_bytes=CHUNK) as upload:
+            return await asyncio.wait_for(asyncio.gather(*(upload.awrite_chunk(0, stream()) for _ in range(60))), LONG)
+
+    assert sum(asyncio.run(main())) == 1
 
 
 def test_a_place_handed_to_a_loop_that_is_gone_goes_to_the_next():

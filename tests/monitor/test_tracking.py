@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from memguard import MemoryMonitor, OperationStatistics, memory_usage
+from memguard import LRUCache, MemoryMonitor, OperationStatistics, memory_usage
 from memguard.monitor._inside import Inside, Thrifty
 from memguard.testing import FakeClock
 
@@ -236,6 +236,15 @@ def test_a_dear_reading_takes_at_most_a_thousandth_of_the_time():
     assert len(calls) == 3
     assert seen[0] == 7
     assert seen[1] is None
+
+
+def test_what_caches_hold_is_taken_from_the_last_time_while_it_is_not_due():
+    inside = Inside(FakeClock())
+    cache = LRUCache(max_bytes=100 * MIB, sizeof=lambda value: MIB)
+    first = inside.cached_bytes()
+    cache["a"] = 1
+
+    assert inside.cached_bytes() == first
 
 
 def test_what_is_not_due_is_unknown_not_nothing():

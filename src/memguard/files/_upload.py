@@ -14,10 +14,10 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import AsyncIterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from memguard.errors import ChecksumMismatchError, MissingChunksError, UploadConflictError, UploadNotFoundError
 from memguard.files._assemble import AssembledFile, StrPath, assemble
@@ -41,12 +41,18 @@ from memguard.values import Progress, gate_of
 if TYPE_CHECKING:
     from memguard.files._store import UploadStore
 
+R = TypeVar("R")
 DATA, JOURNAL = "data", "journal"
 LIVE = 1 << 40
 """Of this byte of the journal every open upload holds a shared lock."""
 _FINISH = LIVE + 1
 """Who finishes or verifies holds this one."""
+_BUSY_SECONDS = 0.01
 _OPEN = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+
+
+class _ChunkBusyError(Exception):
+    """Somebody else is writing this chunk."""
 
 
 class Upload:
@@ -115,26 +121,36 @@ class Upload:
         self, index: int, data_or_stream: Data | AsyncIterable[bytes], *, checksum: str | None = None
     ) -> bool:
         """Write a chunk as :meth:`write_chunk` does, also from an async iterable, without blocking the event loop."""
-        async with self._store._slots.ataken():
-            writing = self._writing(index, checksum)
-            writer = await asyncio.to_thread(writing.__enter__)
+        async with self._store._slots.ataken(), self._awriting(index, checksum) as writer:
+            if isinstance(data_or_stream, AsyncIterable):
+                async for piece in data_or_stream:
+                    await _in_thread(writer.feed, piece_of(piece))
+            else:
+                await _in_thread(_feed_all, writer, data_or_stream)
+            return await _in_thread(self._keep, index, writer)
+
+    @contextlib.asynccontextmanager
+    async def _awriting(self, index: int, checksum: str | None) -> AsyncIterator[ChunkWriter]:
+        """Hold the lock of a chunk without blocking a thread for it: those are few, and its holder needs one."""
+        while True:
+            writing = self._writing(index, checksum, wait=False)
             try:
-                if isinstance(data_or_stream, AsyncIterable):
-                    async for piece in data_or_stream:
-                        await asyncio.to_thread(writer.feed, piece_of(piece))
-                else:
-                    await asyncio.to_thread(_feed_all, writer, data_or_stream)
-                return await asyncio.to_thread(self._keep, index, writer)
-            finally:
-                writing.__exit__(None, None, None)
+                writer = await _in_thread(writing.__enter__)
+                break
+            except _ChunkBusyError:
+                await asyncio.sleep(_BUSY_SECONDS)
+        try:
+            yield writer
+        finally:
+            writing.__exit__(None, None, None)
 
     @contextlib.contextmanager
-    def _writing(self, index: int, checksum: str | None) -> Iterator[ChunkWriter]:
+    def _writing(self, index: int, checksum: str | None, *, wait: bool = True) -> Iterator[ChunkWriter]:
         """Hold the lock of a chunk, against other threads and other processes."""
         self._check_index(index)
         expected = None if checksum is None else parse_checksum(checksum)
         gate_of(self._store.breaker).check()
-        with self._locks.setdefault(index, threading.Lock()), self._locked(record_offset(index)):
+        with self._alone(index, wait=wait), self._locked(record_offset(index), wait=wait):
             header = self._header()
             record = self.record(index)
             if header.phase is not Phase.RECEIVING and record is None:
@@ -143,6 +159,16 @@ class Upload:
             if data is not None:
                 check_size(data, header)
             yield ChunkWriter(header, index, data, record, expected)
+
+    @contextlib.contextmanager
+    def _alone(self, index: int, *, wait: bool) -> Iterator[None]:
+        lock = self._locks.setdefault(index, threading.Lock())
+        if not lock.acquire(blocking=wait):
+            raise _ChunkBusyError
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _keep(self, index: int, writer: ChunkWriter) -> bool:
         record = writer.end()
@@ -371,7 +397,7 @@ class Upload:
             raise self._not_found()
 
     @contextlib.contextmanager
-    def _locked(self, start: int) -> Iterator[None]:
+    def _locked(self, start: int, *, wait: bool = True) -> Iterator[None]:
         """Hold one byte of the journal, through a descriptor of its own: so other threads count, too."""
         if self._closed:
             raise ValueError(f"{self!r} is closed; open it again")
@@ -380,7 +406,8 @@ class Upload:
         except FileNotFoundError:
             raise self._not_found() from None
         try:
-            lock_bytes(number, start)
+            if not lock_bytes(number, start, wait=wait):
+                raise _ChunkBusyError
             yield
         finally:
             os.close(number)
@@ -412,6 +439,24 @@ class Upload:
             crc = zlib.crc32(buffer[:got], crc)
             at += got
         return crc
+
+
+async def _in_thread(work: Callable[..., R], *args: Any) -> R:
+    """
+    Run *work* in a thread, and wait for its end even if cancelled meanwhile.
+
+    A write that nobody waits for could land after the next writer's, in a chunk that is acknowledged.
+    """
+    running = asyncio.ensure_future(asyncio.to_thread(work, *args))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        while not running.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([running])
+        if not running.cancelled():
+            running.exception()  # seen: it has nobody to go to
+        raise
 
 
 def _feed_all(writer: ChunkWriter, data: Data) -> None:

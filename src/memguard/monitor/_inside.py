@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
-from memguard.relief import heap_counts
+from memguard.relief import heap_counts, shrinkables
 from memguard.values import MemoryUsage
 
 _T = TypeVar("_T")
@@ -56,6 +56,16 @@ class Inside:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._blocks = Thrifty(sys.getallocatedblocks, clock)
         self._heap = Thrifty(heap_counts, clock)
+        # A cache that weighs nothing estimates: cheap for small values, dear for long lists.
+        self._caches = Thrifty(shrinkables.held_bytes, clock)
+        self._cached_bytes = 0
+
+    def cached_bytes(self) -> int:
+        """Return what the caches of this process hold, as of the last time that this was due."""
+        told = self._caches()
+        if told is not None:
+            self._cached_bytes = told
+        return self._cached_bytes
 
     def fill(self, usage: MemoryUsage) -> MemoryUsage:
         """Return *usage* with the counts that are due; the others stay None."""

@@ -278,7 +278,7 @@ class MemoryMonitor:
 
     def _explained_bytes(self) -> int:
         # The caches of this process explain themselves; a foreign sampler speaks of another process.
-        total = shrinkables.held_bytes() if self._config.sampler is None else 0
+        total = self._inside.cached_bytes() if self._config.sampler is None else 0
         for name, read in list(self._explained.items()):
             try:
                 total += max(0, int(read()))
