@@ -39,6 +39,7 @@ ACCEPT = {
     "gunicorn": [*LONG, "tests/long/test_gunicorn.py"],
     "knowing": [*LONG, "tests/long/test_knowing.py"],
     "pools": [*LONG, "tests/long/test_pools.py"],
+    "files": [*LONG, "tests/long/test_files.py"],
     "plugin": [*LONG, "tests/long/test_pytest_plugin.py"],
     "busy": ["tests/long/places.py", "busy"],
     "twins": ["tests/long/places.py", "twins"],

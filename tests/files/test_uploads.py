@@ -249,25 +249,59 @@ def test_what_is_there_is_not_replaced_unless_told(upload, out):
     assert os.listdir(out.parent) == ["film.mp4"]
 
 
-def test_where_it_goes_may_be_another_file_system(upload, out, monkeypatch):
-    def elsewhere(*args, **options):
-        raise OSError(errno.EXDEV, "another file system")
-
-    fill(upload)
+@pytest.fixture
+def another_file_system(monkeypatch):
+    """Links of the data are refused, as between file systems; those of a copy are on the right side."""
     link = os.link
-    # The assembly links too, from /proc: that is on the right side.
-    monkeypatch.setattr(
-        _upload.os,
-        "link",
-        lambda source, *args, **options: (
-            elsewhere() if str(source).endswith("data") else link(source, *args, **options)
-        ),
-    )
+
+    def refuse(source, *args, **options):
+        if str(source).endswith("data"):
+            raise OSError(errno.EXDEV, "another file system")
+        return link(source, *args, **options)
+
+    monkeypatch.setattr(_upload.os, "link", refuse)
+
+
+def test_where_it_goes_may_be_another_file_system(upload, out, another_file_system):
+    fill(upload)
 
     upload.finish(out)
 
     assert out.read_bytes() == WHOLE
     assert upload.finish(out).size_bytes == len(WHOLE)
+
+
+def test_a_copy_published_right_before_a_crash_is_known_again(upload, out, another_file_system, monkeypatch):
+    fill(upload)
+    with monkeypatch.context() as crash, pytest.raises(KeyboardInterrupt):
+        crash.setattr(_upload.Upload, "_done", crashing)
+        upload.finish(out)
+
+    assert upload.finish(out).size_bytes == len(WHOLE)
+    assert os.listdir(out.parent) == [out.name]
+
+
+def crashing(*args, **options):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("then", ["finish elsewhere", "abort", "remove"])
+def test_what_a_crash_left_beside_the_destination_is_removed(store, upload, out, monkeypatch, then):
+    fill(upload)
+    with monkeypatch.context() as crash, pytest.raises(KeyboardInterrupt):
+        crash.setattr(_upload.Path, "replace", crashing)
+        upload.finish(out, overwrite=True)
+    assert os.listdir(out.parent)[0].endswith(".memguard-part")
+
+    if then == "finish elsewhere":
+        upload.finish(out.with_name("other"))
+    elif then == "abort":
+        upload.abort()
+    else:
+        upload.close()
+        store.remove_stale(older_than=0)
+
+    assert os.listdir(out.parent) == (["other"] if then == "finish elsewhere" else [])
 
 
 def test_a_folder_that_is_missing_is_an_error_and_it_can_be_tried_again(upload, out):

@@ -18,12 +18,11 @@ from typing import TypeAlias
 from memguard.errors import AssemblyError, ChecksumMismatchError, InsufficientDiskError
 from memguard.files._caching import drop_pages, in_container
 from memguard.files._checksums import Checksum, Hasher, parse_checksum
-from memguard.files._copying import BUFFER_BYTES, Copier, read_into
+from memguard.files._copying import BUFFER_BYTES, WINDOW_BYTES, Copier, read_into
 from memguard.files._publishing import Unpublished
 from memguard.values import Progress, gate_of
 
 StrPath: TypeAlias = str | os.PathLike[str]
-_WINDOW_BYTES = 8 * 1024**2
 _AHEAD = 4
 """Windows that are copied before they are verified, at most."""
 
@@ -81,7 +80,7 @@ def assemble(
     whole = None if checksum is None else parse_checksum(checksum)
     with Unpublished(target, overwrite=overwrite, durable=durable) as file:
         total = sum(Path(part).stat().st_size for part in parts) if isinstance(parts, Sequence) else None
-        _check_room(target, total or 0)
+        check_room(target, total or 0)
         run = _Run(file.number, target, whole, _Reporter(on_progress, total))
         with run.verifying():
             for index, (part, expected) in enumerate(_paired(parts, part_checksums)):
@@ -101,7 +100,13 @@ def _paired(
         yield part, None if text is None else parse_checksum(text)
 
 
-def _check_room(target: Path, nbytes: int) -> None:
+def check_room(target: Path, nbytes: int) -> None:
+    """
+    Raise if the disk of *target* has no room for *nbytes*.
+
+    Raises:
+        InsufficientDiskError: So it is.
+    """
     if not hasattr(os, "statvfs"):
         return
     disk = os.statvfs(target.parent)
@@ -126,7 +131,7 @@ class _Reporter:
         total = done if last else self._total
         percent = 100.0 if last else None if not total else min(99.9, 100.0 * done / total)
         eta = None if total is None or not rate else max(0, total - done) / rate
-        self._tell(Progress(done, total, percent, rate, eta, _WINDOW_BYTES, gate_of(None).level))
+        self._tell(Progress(done, total, percent, rate, eta, WINDOW_BYTES, gate_of(None).level))
 
 
 class _Window:
@@ -246,7 +251,7 @@ class _Run:
                 raise AssemblyError(f"part {index}, {os.fspath(part)!r}, is what the whole is to be written to")
             # What is no regular file says 0, as do files that the kernel makes as they are read: read to their end.
             size = status.st_size if stat.S_ISREG(status.st_mode) and status.st_size else None
-            _check_room(self._target, size or 0)
+            check_room(self._target, size or 0)
             self._copy(source, size, index, expected)
         finally:
             os.close(source)
@@ -257,7 +262,7 @@ class _Run:
             if size is None:
                 moved = self._copier.drain(source, self.size_bytes)
             else:
-                moved = self._copier.copy(source, min(_WINDOW_BYTES, size - done), done, self.size_bytes)
+                moved = self._copier.copy(source, min(WINDOW_BYTES, size - done), done, self.size_bytes)
             if not moved:
                 break
             self._wrote(moved, index, expected, end=False)
@@ -275,7 +280,7 @@ class _Run:
         self.size_bytes += nbytes
         if self._drops:
             # Not what is still to be verified.
-            behind = max(0, self.size_bytes - (_AHEAD + 2) * _WINDOW_BYTES)
+            behind = max(0, self.size_bytes - (_AHEAD + 2) * WINDOW_BYTES)
             drop_pages(self._number, 0, behind if self._verifier else self.size_bytes)
         self._reporter.report(self.size_bytes)
 

@@ -28,7 +28,7 @@ from memguard.files._locks import lock_bytes
 from memguard.files._names import check_name
 from memguard.files._prefix import Prefix
 from memguard.files._slots import Slots
-from memguard.files._upload import DATA, JOURNAL, LIVE, Upload
+from memguard.files._upload import DATA, JOURNAL, LIVE, Upload, hidden_name
 from memguard.units import ByteSize, parse_bytes
 from memguard.values import Gate
 
@@ -294,7 +294,8 @@ class UploadStore:
                 return False
             header = Header.unpack(os.pread(journal, HEADER_BYTES, 0))
             if header is not None and header.phase is Phase.PUBLISHING:
-                (Path(header.dest).parent / f".{folder.name}.memguard-part").unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    hidden_name(folder.name, Path(header.dest)).unlink()
             self._remove(folder)
             return True
         finally:

@@ -15,16 +15,17 @@ import threading
 import time
 import zlib
 from collections.abc import AsyncIterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from memguard.errors import ChecksumMismatchError, MissingChunksError, UploadConflictError, UploadNotFoundError
-from memguard.files._assemble import AssembledFile, StrPath, assemble
+from memguard.files._assemble import AssembledFile, StrPath, check_room
 from memguard.files._caching import drop_pages
 from memguard.files._checksums import combine_crc32, parse_checksum
 from memguard.files._chunk import ChunkWriter, Data, check_size, piece_of, pieces_of, write_record
-from memguard.files._copying import BUFFER_BYTES, read_into, write_all
+from memguard.files._copying import BUFFER_BYTES, copy_whole, read_into, write_all
 from memguard.files._journal import (
     HEADER_BYTES,
     RECORD_BYTES,
@@ -36,6 +37,7 @@ from memguard.files._journal import (
     unpack_records,
 )
 from memguard.files._locks import lock_bytes
+from memguard.files._publishing import Unpublished
 from memguard.values import Progress, gate_of
 
 if TYPE_CHECKING:
@@ -251,37 +253,46 @@ class Upload:
         assert self._data is not None
         check_size(self._data, header)
         checksum = self._verify(header)
+        self._unhide(header)
         durable = self._store.durability != "none"
         if durable:
             os.fsync(self._data)
         status = os.fstat(self._data)
-        header = Header(
-            header.total_bytes,
-            header.chunk_bytes,
-            header.checksum,
-            header.boot,
-            Phase.PUBLISHING,
-            str(target),
-            status.st_dev,
-            status.st_ino,
-        )
+        header = replace(header.to(Phase.PUBLISHING, str(target)), device=status.st_dev, inode=status.st_ino)
         self._write_header(header, durable=durable)
-        if not _name(self._folder / DATA, target, self._hidden(target), overwrite=overwrite):
-            # On another file system it is another file.
-            assemble([self._folder / DATA], target, overwrite=overwrite, durable=durable)
-        if durable:
-            _sync_folder(target.parent)
+        if _name(self._folder / DATA, target, self._hidden(target), overwrite=overwrite):
+            if durable:
+                _sync_folder(target.parent)
+        else:
+            self._publish_copy(header, target, overwrite=overwrite)
         self._done(header)
         return AssembledFile(target, header.total_bytes, checksum)
+
+    def _publish_copy(self, header: Header, target: Path, *, overwrite: bool) -> None:
+        """Publish a copy, on another file system; noted before, so that it is known again after a crash."""
+        assert self._data is not None
+        durable = self._store.durability != "none"
+        check_room(target, header.total_bytes)
+        with Unpublished(target, overwrite=overwrite, durable=durable, hidden=self._hidden(target)) as copy:
+            copy_whole(self._data, copy.number, header.total_bytes, drops=self._store._drops)
+            status = os.fstat(copy.number)
+            self._write_header(replace(header, device=status.st_dev, inode=status.st_ino), durable=durable)
+            copy.publish()
 
     def _done(self, header: Header) -> None:
         """Note that it is published, and let go of its first name."""
         self._write_header(header.to(Phase.PUBLISHED), durable=self._store.durability != "none")
-        for path in (self._folder / DATA, self._hidden(Path(header.dest))):
-            path.unlink(missing_ok=True)
+        (self._folder / DATA).unlink(missing_ok=True)
+        self._unhide(header)
 
     def _hidden(self, target: Path) -> Path:
-        return target.parent / f".{self.upload_id}.memguard-part"
+        return hidden_name(self.upload_id, target)
+
+    def _unhide(self, header: Header) -> None:
+        """Remove what an attempt that was cut short left beside its destination."""
+        if header.dest:
+            with contextlib.suppress(OSError):
+                self._hidden(Path(header.dest)).unlink()
 
     def _verify(self, header: Header) -> str:
         assert self._data is not None
@@ -305,6 +316,8 @@ class Upload:
 
     def abort(self) -> None:
         """Give it up: what has arrived is removed. A published file stays."""
+        with contextlib.suppress(UploadNotFoundError, ValueError):
+            self._unhide(self._header())
         self.close()
         self._store._remove(self._folder)
         self._store._forget_prefix(self.upload_id)
@@ -419,12 +432,18 @@ def _feed_all(writer: ChunkWriter, data: Data) -> None:
         writer.feed(piece)
 
 
+def hidden_name(upload_id: str, target: Path) -> Path:
+    """Return what a file that is being published as *target* may be called for a moment."""
+    return target.parent / f".{upload_id}.memguard-part"
+
+
 def _is_file(path: Path, header: Header) -> bool:
     try:
         status = path.stat()
     except OSError:
         return False
-    return (status.st_dev, status.st_ino) == (header.device, header.inode)
+    found = (status.st_dev, status.st_ino, status.st_size)
+    return found == (header.device, header.inode, header.total_bytes)
 
 
 def _name(data: Path, target: Path, hidden: Path, *, overwrite: bool) -> bool:
