@@ -31,7 +31,7 @@ from memguard import (
     UploadStore,
     assemble,
 )
-from memguard.files import _store, _upload
+from memguard.files import _caching, _store, _upload
 from memguard.files._journal import Header, Phase, Record, pack_record, unpack_record, unpack_records
 from memguard.files._slots import Slots
 from memguard.testing import ScriptedSampler
@@ -592,13 +592,31 @@ def test_durability_says_what_is_waited_for(tmp_path, out, monkeypatch, durabili
 
 @linux_only
 def test_in_a_container_what_was_written_is_dropped_from_the_page_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(_caching, "DROP_BYTES", 2 * CHUNK)
+    waited = []
+    monkeypatch.setattr(_caching.os, "fdatasync", waited.append)
     dropped = []
-    monkeypatch.setattr(_upload, "drop_pages", lambda number, offset, nbytes: dropped.append((offset, nbytes)))
+    monkeypatch.setattr(_caching, "drop_pages", lambda number, offset, nbytes: dropped.append((offset, nbytes)))
     store = UploadStore(tmp_path / "uploads", breaker=UNGUARDED, page_cache="drop")
     with store.create("film", total_bytes=len(WHOLE), chunk_bytes=CHUNK) as upload:
-        fill(upload, [3, 10])
+        fill(upload, [3, 9])
+        assert (dropped, waited) == ([(0, 0)], [])
+        fill(upload, [5, 7])
 
-    assert dropped == [(3 * CHUNK, CHUNK), (10 * CHUNK, 1000)]
+    assert len(waited) == 1, "the disk has not taken the first ones, as they are still cached"
+
+
+@linux_only
+def test_dropping_pages_does_without_what_the_kernel_may_lack(tmp_path, monkeypatch):
+    monkeypatch.setattr(_caching, "DROP_BYTES", CHUNK)
+    for name in ("RWF_NOWAIT", "posix_fadvise"):
+        monkeypatch.delattr(os, name)
+    store = UploadStore(tmp_path / "uploads", breaker=UNGUARDED, page_cache="drop")
+    with store.create("film", total_bytes=len(WHOLE), chunk_bytes=CHUNK) as upload:
+        fill(upload)
+        upload.finish(tmp_path / "film")
+
+    assert (tmp_path / "film").read_bytes() == WHOLE
 
 
 # ----- stale ones

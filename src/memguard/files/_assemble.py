@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import TypeAlias
 
 from memguard.errors import AssemblyError, ChecksumMismatchError, InsufficientDiskError
-from memguard.files._caching import drop_pages, in_container
+from memguard.files._caching import DROP_BYTES, PageDropper, drop_pages, in_container
 from memguard.files._checksums import Checksum, Hasher, parse_checksum
 from memguard.files._copying import BUFFER_BYTES, WINDOW_BYTES, Copier, read_into
 from memguard.files._publishing import Unpublished
 from memguard.values import Progress, gate_of
 
 StrPath: TypeAlias = str | os.PathLike[str]
-_AHEAD = 4
+_AHEAD = 2
 """Windows that are copied before they are verified, at most."""
 
 
@@ -66,7 +66,7 @@ def assemble(
         part_checksums: What each part must have; None for one that needs none.
         overwrite: Whether the file may take the place of another, which stays whole until then.
         durable: Whether to wait until the disk has it: then it survives a crash of the machine.
-        on_progress: Called after each window of 8 MiB, in bytes; the total is known if *parts* is a sequence.
+        on_progress: Called after every 8 MiB or less, in bytes; the total is known if *parts* is a sequence.
 
     Raises:
         AssemblyError: *dest* is one of the parts, or a part shrank meanwhile.
@@ -155,9 +155,10 @@ class _Verifier(threading.Thread):
         failed: What went wrong; the copy stops at it.
     """
 
-    def __init__(self, number: int, whole: Checksum | None) -> None:
+    def __init__(self, number: int, whole: Checksum | None, dropper: PageDropper | None) -> None:
         super().__init__(name="memguard-verify", daemon=True)
         self._number = number
+        self._dropper = dropper
         self._windows: queue.Queue[_Window | None] = queue.Queue(maxsize=_AHEAD)
         self._whole = None if whole is None else (whole, whole.hasher())
         self._part: Hasher | None = None
@@ -181,15 +182,17 @@ class _Verifier(threading.Thread):
     def _verify(self, window: _Window, buffer: memoryview) -> None:
         if window.expected is not None and self._part is None:
             self._part = window.expected.hasher()
+        hashers = [hasher for hasher in (self._part, self._whole and self._whole[1]) if hasher]
         at, end = window.offset, window.offset + window.nbytes
-        while at < end:
+        while hashers and at < end:
             got = read_into(self._number, buffer[: min(BUFFER_BYTES, end - at)], at)
             if not got:
                 raise AssemblyError(f"the file lost what was written at {at}")
-            for hasher in (self._part, self._whole and self._whole[1]):
-                if hasher:
-                    hasher.update(buffer[:got])
+            for hasher in hashers:
+                hasher.update(buffer[:got])
             at += got
+        if self._dropper is not None:
+            self._dropper.wrote(end, window.nbytes, until=end)
         if window.end and window.expected is not None and self._part is not None:
             text, self._part = window.expected.text(self._part), None
             if not window.expected.matches(text):
@@ -218,7 +221,8 @@ class _Run:
         self._reporter = reporter
         self._copier = Copier(number)
         self._verifier: _Verifier | None = None
-        self._drops = in_container()
+        self._dropper = PageDropper(number) if in_container() else None
+        self._window_bytes = WINDOW_BYTES if self._dropper is None else DROP_BYTES
         self._identity = _identity(target) if target.exists() else None
         self.size_bytes = 0
 
@@ -236,7 +240,7 @@ class _Run:
 
     def _begin(self) -> _Verifier:
         if self._verifier is None:
-            self._verifier = _Verifier(self._number, self._whole)
+            self._verifier = _Verifier(self._number, self._whole, self._dropper)
             self._verifier.start()
         return self._verifier
 
@@ -262,11 +266,11 @@ class _Run:
             if size is None:
                 moved = self._copier.drain(source, self.size_bytes)
             else:
-                moved = self._copier.copy(source, min(WINDOW_BYTES, size - done), done, self.size_bytes)
+                moved = self._copier.copy(source, min(self._window_bytes, size - done), done, self.size_bytes)
             if not moved:
                 break
             self._wrote(moved, index, expected, end=False)
-            if self._drops:
+            if self._dropper is not None:
                 drop_pages(source, 0, done + moved)
             done += moved
         if size is not None and done < size:
@@ -275,13 +279,12 @@ class _Run:
             self._begin().put(_Window(self.size_bytes, 0, index, expected, end=True))
 
     def _wrote(self, nbytes: int, index: int, expected: Checksum | None, *, end: bool) -> None:
-        if self._whole is not None or expected is not None:
-            self._begin().put(_Window(self.size_bytes, nbytes, index, expected, end=end))
-        self.size_bytes += nbytes
-        if self._drops:
-            # Not what is still to be verified.
-            behind = max(0, self.size_bytes - (_AHEAD + 2) * WINDOW_BYTES)
-            drop_pages(self._number, 0, behind if self._verifier else self.size_bytes)
+        start, self.size_bytes = self.size_bytes, self.size_bytes + nbytes
+        if self._verifier is not None or expected is not None:
+            # It drops pages, too, once it has seen them.
+            self._begin().put(_Window(start, nbytes, index, expected, end=end))
+        elif self._dropper is not None:
+            self._dropper.wrote(self.size_bytes, nbytes)
         self._reporter.report(self.size_bytes)
 
     def finish(self) -> str | None:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from memguard.errors import AssemblyError
-from memguard.files._caching import drop_pages
+from memguard.files._caching import DROP_BYTES, PageDropper, drop_pages
 
 BUFFER_BYTES = 256 * 1024
 """More is slower: it leaves the processor's cache."""
@@ -120,14 +120,15 @@ def copy_whole(source: int, target: int, nbytes: int, *, drops: bool) -> None:
         OSError: It can be read or written in no way.
     """
     copier, done = Copier(target), 0
+    dropper = PageDropper(target) if drops else None
     while done < nbytes:
-        moved = copier.copy(source, min(WINDOW_BYTES, nbytes - done), done, done)
+        moved = copier.copy(source, min(DROP_BYTES if drops else WINDOW_BYTES, nbytes - done), done, done)
         if not moved:
             raise AssemblyError(f"the file to copy ended at {done} of {nbytes} bytes")
         done += moved
-        if drops:
+        if dropper is not None:
             drop_pages(source, 0, done)
-            drop_pages(target, 0, done)
+            dropper.wrote(done, moved)
 
 
 def read_into(source: int, buffer: memoryview, offset: int) -> int:

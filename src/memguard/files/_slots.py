@@ -8,6 +8,10 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Slots:
@@ -110,3 +114,10 @@ class Slots:
                 call = self._line.popleft()
             if call():
                 return
+
+
+async def in_thread(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Return what *fn* returns, called in a thread of the loop's."""
+    import asyncio  # noqa: PLC0415 - whoever awaits has loaded it
+
+    return await asyncio.to_thread(fn, *args, **kwargs)

@@ -7,7 +7,6 @@ what has arrived is always read from the journal.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import os
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Self
 
 from memguard.errors import ChecksumMismatchError, MissingChunksError, UploadConflictError, UploadNotFoundError
 from memguard.files._assemble import AssembledFile, StrPath, check_room
-from memguard.files._caching import drop_pages
+from memguard.files._caching import PageDropper
 from memguard.files._checksums import combine_crc32, parse_checksum
 from memguard.files._chunk import ChunkWriter, Data, check_size, piece_of, pieces_of, write_record
 from memguard.files._copying import BUFFER_BYTES, copy_whole, read_into, write_all
@@ -38,6 +37,7 @@ from memguard.files._journal import (
 )
 from memguard.files._locks import lock_bytes
 from memguard.files._publishing import Unpublished
+from memguard.files._slots import in_thread
 from memguard.values import Progress, gate_of
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ class Upload:
         except (FileNotFoundError, NotADirectoryError):
             raise self._not_found() from None
         self._data: int | None = None
+        self._dropper: PageDropper | None = None
         try:
             if not lock_bytes(self._journal, LIVE, shared=True, wait=False):
                 raise self._not_found()  # it is being removed
@@ -119,14 +120,14 @@ class Upload:
         """Write a chunk as :meth:`write_chunk` does, also from an async iterable, without blocking the event loop."""
         async with self._store._slots.ataken():
             writing = self._writing(index, checksum)
-            writer = await asyncio.to_thread(writing.__enter__)
+            writer = await in_thread(writing.__enter__)
             try:
                 if isinstance(data_or_stream, AsyncIterable):
                     async for piece in data_or_stream:
-                        await asyncio.to_thread(writer.feed, piece_of(piece))
+                        await in_thread(writer.feed, piece_of(piece))
                 else:
-                    await asyncio.to_thread(_feed_all, writer, data_or_stream)
-                return await asyncio.to_thread(self._keep, index, writer)
+                    await in_thread(_feed_all, writer, data_or_stream)
+                return await in_thread(self._keep, index, writer)
             finally:
                 writing.__exit__(None, None, None)
 
@@ -144,7 +145,7 @@ class Upload:
             data = self._data if header.phase is Phase.RECEIVING else None
             if data is not None:
                 check_size(data, header)
-            yield ChunkWriter(header, index, data, record, expected)
+            yield ChunkWriter(header, index, data, record, expected, dropper=self._dropper)
 
     def _keep(self, index: int, writer: ChunkWriter) -> bool:
         record = writer.end()
@@ -160,8 +161,6 @@ class Upload:
         prefix = self._store._prefix(self.upload_id, header)
         if prefix is not None:
             prefix.advance(self._data, header, self.record)
-        if self._store._drops:
-            drop_pages(self._data, index * header.chunk_bytes, record.length)
         return True
 
     def _check_index(self, index: int) -> None:
@@ -231,7 +230,7 @@ class Upload:
 
     async def afinish(self, dest: StrPath, *, overwrite: bool = False) -> AssembledFile:
         """Publish as :meth:`finish` does, without blocking the event loop."""
-        return await asyncio.to_thread(self.finish, dest, overwrite=overwrite)
+        return await in_thread(self.finish, dest, overwrite=overwrite)
 
     def _published(self, header: Header, target: Path) -> AssembledFile | None:
         """Return what was published before, by an earlier call, or by one that was killed right after."""
@@ -382,6 +381,8 @@ class Upload:
             self._data = os.open(self._folder / DATA, _OPEN)
         if self._data is None and header.phase is Phase.RECEIVING:
             raise self._not_found()
+        if self._data is not None and self._store._drops:
+            self._dropper = PageDropper(self._data)
 
     @contextlib.contextmanager
     def _locked(self, start: int) -> Iterator[None]:
