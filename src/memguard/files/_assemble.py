@@ -79,7 +79,7 @@ def assemble(
     target = Path(dest)
     whole = None if checksum is None else parse_checksum(checksum)
     with Unpublished(target, overwrite=overwrite, durable=durable) as file:
-        total = sum(Path(part).stat().st_size for part in parts) if isinstance(parts, Sequence) else None
+        total = sum(map(_size, parts)) if isinstance(parts, Sequence) else None
         check_room(target, total or 0)
         run = _Run(file.number, target, whole, _Reporter(on_progress, total))
         with run.verifying():
@@ -116,11 +116,16 @@ def check_room(target: Path, nbytes: int) -> None:
 
 
 class _Reporter:
-    """Tells of progress, in bytes."""
+    """
+    Tells of progress.
+
+    Attributes:
+        total: Bytes in all; None where nobody knows.
+    """
 
     def __init__(self, tell: Callable[[Progress], object] | None, total: int | None) -> None:
         self._tell = tell
-        self._total = total
+        self.total = total
         self._began = time.monotonic()
 
     def report(self, done: int, *, last: bool = False) -> None:
@@ -128,7 +133,7 @@ class _Reporter:
             return
         seconds = time.monotonic() - self._began
         rate = done / seconds if seconds else 0.0
-        total = done if last else self._total
+        total = done if last else self.total
         percent = 100.0 if last else None if not total else min(99.9, 100.0 * done / total)
         eta = None if total is None or not rate else max(0, total - done) / rate
         self._tell(Progress(done, total, percent, rate, eta, WINDOW_BYTES, gate_of(None).level))
@@ -255,7 +260,8 @@ class _Run:
                 raise AssemblyError(f"part {index}, {os.fspath(part)!r}, is what the whole is to be written to")
             # What is no regular file says 0, as do files that the kernel makes as they are read: read to their end.
             size = status.st_size if stat.S_ISREG(status.st_mode) and status.st_size else None
-            check_room(self._target, size or 0)
+            if self._reporter.total is None:  # else there was room for all
+                check_room(self._target, size or 0)
             self._copy(source, size, index, expected)
         finally:
             os.close(source)
@@ -292,6 +298,10 @@ class _Run:
         found = None if self._verifier is None else self._verifier.result()
         self._reporter.report(self.size_bytes, last=True)
         return found
+
+
+def _size(part: StrPath) -> int:
+    return os.stat(part).st_size  # noqa: PTH116 - a Path costs more than the call
 
 
 def _identity(path: Path) -> tuple[int, int]:
