@@ -40,6 +40,7 @@ ACCEPT = {
     "knowing": [*LONG, "tests/long/test_knowing.py"],
     "pools": [*LONG, "tests/long/test_pools.py"],
     "holding": [*LONG, "tests/long/test_holding.py", "tests/test_sizing.py"],
+    "files": [*LONG, "tests/long/test_files.py"],
     "plugin": [*LONG, "tests/long/test_pytest_plugin.py"],
     "busy": ["tests/long/places.py", "busy"],
     "twins": ["tests/long/places.py", "twins"],

@@ -31,7 +31,7 @@ from memguard import (
     UploadStore,
     assemble,
 )
-from memguard.files import _chunk, _store, _upload
+from memguard.files import _caching, _chunk, _store, _upload
 from memguard.files._journal import Header, Phase, Record, pack_record, unpack_record, unpack_records
 from memguard.files._slots import Slots
 from memguard.testing import ScriptedSampler
@@ -249,25 +249,59 @@ def test_what_is_there_is_not_replaced_unless_told(upload, out):
     assert os.listdir(out.parent) == ["film.mp4"]
 
 
-def test_where_it_goes_may_be_another_file_system(upload, out, monkeypatch):
-    def elsewhere(*args, **options):
-        raise OSError(errno.EXDEV, "another file system")
-
-    fill(upload)
+@pytest.fixture
+def another_file_system(monkeypatch):
+    """Links of the data are refused, as between file systems; those of a copy are on the right side."""
     link = os.link
-    # The assembly links too, from /proc: that is on the right side.
-    monkeypatch.setattr(
-        _upload.os,
-        "link",
-        lambda source, *args, **options: (
-            elsewhere() if str(source).endswith("data") else link(source, *args, **options)
-        ),
-    )
+
+    def refuse(source, *args, **options):
+        if str(source).endswith("data"):
+            raise OSError(errno.EXDEV, "another file system")
+        return link(source, *args, **options)
+
+    monkeypatch.setattr(_upload.os, "link", refuse)
+
+
+def test_where_it_goes_may_be_another_file_system(upload, out, another_file_system):
+    fill(upload)
 
     upload.finish(out)
 
     assert out.read_bytes() == WHOLE
     assert upload.finish(out).size_bytes == len(WHOLE)
+
+
+def test_a_copy_published_right_before_a_crash_is_known_again(upload, out, another_file_system, monkeypatch):
+    fill(upload)
+    with monkeypatch.context() as crash, pytest.raises(KeyboardInterrupt):
+        crash.setattr(_upload.Upload, "_done", crashing)
+        upload.finish(out)
+
+    assert upload.finish(out).size_bytes == len(WHOLE)
+    assert os.listdir(out.parent) == [out.name]
+
+
+def crashing(*args, **options):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("then", ["finish elsewhere", "abort", "remove"])
+def test_what_a_crash_left_beside_the_destination_is_removed(store, upload, out, monkeypatch, then):
+    fill(upload)
+    with monkeypatch.context() as crash, pytest.raises(KeyboardInterrupt):
+        crash.setattr(_upload.Path, "replace", crashing)
+        upload.finish(out, overwrite=True)
+    assert os.listdir(out.parent)[0].endswith(".memguard-part")
+
+    if then == "finish elsewhere":
+        upload.finish(out.with_name("other"))
+    elif then == "abort":
+        upload.abort()
+    else:
+        upload.close()
+        store.remove_stale(older_than=0)
+
+    assert os.listdir(out.parent) == (["other"] if then == "finish elsewhere" else [])
 
 
 def test_a_folder_that_is_missing_is_an_error_and_it_can_be_tried_again(upload, out):
@@ -558,13 +592,31 @@ def test_durability_says_what_is_waited_for(tmp_path, out, monkeypatch, durabili
 
 @linux_only
 def test_in_a_container_what_was_written_is_dropped_from_the_page_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(_caching, "DROP_BYTES", 2 * CHUNK)
+    waited = []
+    monkeypatch.setattr(_caching.os, "fdatasync", waited.append)
     dropped = []
-    monkeypatch.setattr(_upload, "drop_pages", lambda number, offset, nbytes: dropped.append((offset, nbytes)))
+    monkeypatch.setattr(_caching, "drop_pages", lambda number, offset, nbytes: dropped.append((offset, nbytes)))
     store = UploadStore(tmp_path / "uploads", breaker=UNGUARDED, page_cache="drop")
     with store.create("film", total_bytes=len(WHOLE), chunk_bytes=CHUNK) as upload:
-        fill(upload, [3, 10])
+        fill(upload, [3, 9])
+        assert (dropped, waited) == ([(0, 0)], [])
+        fill(upload, [5, 7])
 
-    assert dropped == [(3 * CHUNK, CHUNK), (10 * CHUNK, 1000)]
+    assert len(waited) == 1, "the disk has not taken the first ones, as they are still cached"
+
+
+@linux_only
+def test_dropping_pages_does_without_what_the_kernel_may_lack(tmp_path, monkeypatch):
+    monkeypatch.setattr(_caching, "DROP_BYTES", CHUNK)
+    for name in ("RWF_NOWAIT", "posix_fadvise"):
+        monkeypatch.delattr(os, name)
+    store = UploadStore(tmp_path / "uploads", breaker=UNGUARDED, page_cache="drop")
+    with store.create("film", total_bytes=len(WHOLE), chunk_bytes=CHUNK) as upload:
+        fill(upload)
+        upload.finish(tmp_path / "film")
+
+    assert (tmp_path / "film").read_bytes() == WHOLE
 
 
 # ----- stale ones

@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import TypeAlias
 
 from memguard.errors import AssemblyError, ChecksumMismatchError, InsufficientDiskError
-from memguard.files._caching import drop_pages, in_container
+from memguard.files._caching import DROP_BYTES, PageDropper, drop_pages, in_container
 from memguard.files._checksums import Checksum, Hasher, parse_checksum
-from memguard.files._copying import BUFFER_BYTES, Copier, read_into
+from memguard.files._copying import BUFFER_BYTES, WINDOW_BYTES, Copier, read_into
 from memguard.files._publishing import Unpublished
 from memguard.values import Progress, gate_of
 
 StrPath: TypeAlias = str | os.PathLike[str]
-_WINDOW_BYTES = 8 * 1024**2
-_AHEAD = 4
+_AHEAD = 2
 """Windows that are copied before they are verified, at most."""
 
 
@@ -67,7 +66,7 @@ def assemble(
         part_checksums: What each part must have; None for one that needs none.
         overwrite: Whether the file may take the place of another, which stays whole until then.
         durable: Whether to wait until the disk has it: then it survives a crash of the machine.
-        on_progress: Called after each window of 8 MiB, in bytes; the total is known if *parts* is a sequence.
+        on_progress: Called after every 8 MiB or less, in bytes; the total is known if *parts* is a sequence.
 
     Raises:
         AssemblyError: *dest* is one of the parts, or a part shrank meanwhile.
@@ -80,8 +79,8 @@ def assemble(
     target = Path(dest)
     whole = None if checksum is None else parse_checksum(checksum)
     with Unpublished(target, overwrite=overwrite, durable=durable) as file:
-        total = sum(Path(part).stat().st_size for part in parts) if isinstance(parts, Sequence) else None
-        _check_room(target, total or 0)
+        total = sum(map(_size, parts)) if isinstance(parts, Sequence) else None
+        check_room(target, total or 0)
         run = _Run(file.number, target, whole, _Reporter(on_progress, total))
         with run.verifying():
             for index, (part, expected) in enumerate(_paired(parts, part_checksums)):
@@ -101,7 +100,13 @@ def _paired(
         yield part, None if text is None else parse_checksum(text)
 
 
-def _check_room(target: Path, nbytes: int) -> None:
+def check_room(target: Path, nbytes: int) -> None:
+    """
+    Raise if the disk of *target* has no room for *nbytes*.
+
+    Raises:
+        InsufficientDiskError: So it is.
+    """
     if not hasattr(os, "statvfs"):
         return
     disk = os.statvfs(target.parent)
@@ -111,11 +116,16 @@ def _check_room(target: Path, nbytes: int) -> None:
 
 
 class _Reporter:
-    """Tells of progress, in bytes."""
+    """
+    Tells of progress.
+
+    Attributes:
+        total: Bytes in all; None where nobody knows.
+    """
 
     def __init__(self, tell: Callable[[Progress], object] | None, total: int | None) -> None:
         self._tell = tell
-        self._total = total
+        self.total = total
         self._began = time.monotonic()
 
     def report(self, done: int, *, last: bool = False) -> None:
@@ -123,10 +133,10 @@ class _Reporter:
             return
         seconds = time.monotonic() - self._began
         rate = done / seconds if seconds else 0.0
-        total = done if last else self._total
+        total = done if last else self.total
         percent = 100.0 if last else None if not total else min(99.9, 100.0 * done / total)
         eta = None if total is None or not rate else max(0, total - done) / rate
-        self._tell(Progress(done, total, percent, rate, eta, _WINDOW_BYTES, gate_of(None).level))
+        self._tell(Progress(done, total, percent, rate, eta, WINDOW_BYTES, gate_of(None).level))
 
 
 class _Window:
@@ -150,9 +160,10 @@ class _Verifier(threading.Thread):
         failed: What went wrong; the copy stops at it.
     """
 
-    def __init__(self, number: int, whole: Checksum | None) -> None:
+    def __init__(self, number: int, whole: Checksum | None, dropper: PageDropper | None) -> None:
         super().__init__(name="memguard-verify", daemon=True)
         self._number = number
+        self._dropper = dropper
         self._windows: queue.Queue[_Window | None] = queue.Queue(maxsize=_AHEAD)
         self._whole = None if whole is None else (whole, whole.hasher())
         self._part: Hasher | None = None
@@ -176,15 +187,17 @@ class _Verifier(threading.Thread):
     def _verify(self, window: _Window, buffer: memoryview) -> None:
         if window.expected is not None and self._part is None:
             self._part = window.expected.hasher()
+        hashers = [hasher for hasher in (self._part, self._whole and self._whole[1]) if hasher]
         at, end = window.offset, window.offset + window.nbytes
-        while at < end:
+        while hashers and at < end:
             got = read_into(self._number, buffer[: min(BUFFER_BYTES, end - at)], at)
             if not got:
                 raise AssemblyError(f"the file lost what was written at {at}")
-            for hasher in (self._part, self._whole and self._whole[1]):
-                if hasher:
-                    hasher.update(buffer[:got])
+            for hasher in hashers:
+                hasher.update(buffer[:got])
             at += got
+        if self._dropper is not None:
+            self._dropper.wrote(end, window.nbytes, until=end)
         if window.end and window.expected is not None and self._part is not None:
             text, self._part = window.expected.text(self._part), None
             if not window.expected.matches(text):
@@ -213,7 +226,8 @@ class _Run:
         self._reporter = reporter
         self._copier = Copier(number)
         self._verifier: _Verifier | None = None
-        self._drops = in_container()
+        self._dropper = PageDropper(number) if in_container() else None
+        self._window_bytes = WINDOW_BYTES if self._dropper is None else DROP_BYTES
         self._identity = _identity(target) if target.exists() else None
         self.size_bytes = 0
 
@@ -231,7 +245,7 @@ class _Run:
 
     def _begin(self) -> _Verifier:
         if self._verifier is None:
-            self._verifier = _Verifier(self._number, self._whole)
+            self._verifier = _Verifier(self._number, self._whole, self._dropper)
             self._verifier.start()
         return self._verifier
 
@@ -246,7 +260,8 @@ class _Run:
                 raise AssemblyError(f"part {index}, {os.fspath(part)!r}, is what the whole is to be written to")
             # What is no regular file says 0, as do files that the kernel makes as they are read: read to their end.
             size = status.st_size if stat.S_ISREG(status.st_mode) and status.st_size else None
-            _check_room(self._target, size or 0)
+            if self._reporter.total is None:  # else there was room for all
+                check_room(self._target, size or 0)
             self._copy(source, size, index, expected)
         finally:
             os.close(source)
@@ -257,11 +272,11 @@ class _Run:
             if size is None:
                 moved = self._copier.drain(source, self.size_bytes)
             else:
-                moved = self._copier.copy(source, min(_WINDOW_BYTES, size - done), done, self.size_bytes)
+                moved = self._copier.copy(source, min(self._window_bytes, size - done), done, self.size_bytes)
             if not moved:
                 break
             self._wrote(moved, index, expected, end=False)
-            if self._drops:
+            if self._dropper is not None:
                 drop_pages(source, 0, done + moved)
             done += moved
         if size is not None and done < size:
@@ -270,13 +285,12 @@ class _Run:
             self._begin().put(_Window(self.size_bytes, 0, index, expected, end=True))
 
     def _wrote(self, nbytes: int, index: int, expected: Checksum | None, *, end: bool) -> None:
-        if self._whole is not None or expected is not None:
-            self._begin().put(_Window(self.size_bytes, nbytes, index, expected, end=end))
-        self.size_bytes += nbytes
-        if self._drops:
-            # Not what is still to be verified.
-            behind = max(0, self.size_bytes - (_AHEAD + 2) * _WINDOW_BYTES)
-            drop_pages(self._number, 0, behind if self._verifier else self.size_bytes)
+        start, self.size_bytes = self.size_bytes, self.size_bytes + nbytes
+        if self._verifier is not None or expected is not None:
+            # It drops pages, too, once it has seen them.
+            self._begin().put(_Window(start, nbytes, index, expected, end=end))
+        elif self._dropper is not None:
+            self._dropper.wrote(self.size_bytes, nbytes)
         self._reporter.report(self.size_bytes)
 
     def finish(self) -> str | None:
@@ -284,6 +298,10 @@ class _Run:
         found = None if self._verifier is None else self._verifier.result()
         self._reporter.report(self.size_bytes, last=True)
         return found
+
+
+def _size(part: StrPath) -> int:
+    return os.stat(part).st_size  # noqa: PTH116 - a Path costs more than the call
 
 
 def _identity(path: Path) -> tuple[int, int]:

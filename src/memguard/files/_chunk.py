@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO, Protocol, TypeAlias
 
 from memguard.errors import AssemblyError, ChecksumMismatchError, UploadConflictError
+from memguard.files._caching import DROP_BYTES, PageDropper
 from memguard.files._checksums import Checksum, Hasher
 from memguard.files._copying import BUFFER_BYTES, read_into, write_all
 from memguard.files._journal import Header, Record, pack_record, record_offset
@@ -68,16 +69,25 @@ class ChunkWriter:
         data: The descriptor of the data's file; None once that is published, when a record is all there is.
         record: Of the chunk, if it has arrived before.
         checksum: What its sender said.
+        dropper: Keeps the page cache low; None where that does not matter.
     """
 
     def __init__(
-        self, header: Header, index: int, data: int | None, record: Record | None, checksum: Checksum | None
+        self,
+        header: Header,
+        index: int,
+        data: int | None,
+        record: Record | None,
+        checksum: Checksum | None,
+        *,
+        dropper: PageDropper | None = None,
     ) -> None:
         self._header = header
         self._index = index
         self._data = data
         self._record = record
         self._checksum = checksum
+        self._dropper = dropper
         self._hasher: Hasher | None = None if checksum is None else checksum.hasher()
         self._length = header.length(index)
         self._offset = index * header.chunk_bytes
@@ -101,10 +111,19 @@ class ChunkWriter:
             self._hasher.update(piece)
         if self._record is None:
             assert self._data is not None
-            write_all(self._data, piece, self._offset + self._done)
+            self._write(self._data, piece, self._offset + self._done)
         elif self._data is not None:
             self._compare(piece)
         self._done += len(piece)
+
+    def _write(self, data: int, piece: memoryview, at: int) -> None:
+        if self._dropper is None:
+            write_all(data, piece, at)
+            return
+        for start in range(0, len(piece), DROP_BYTES):
+            part = piece[start : start + DROP_BYTES]
+            write_all(data, part, at + start)
+            self._dropper.wrote(at + start + len(part), len(part))
 
     def _compare(self, piece: memoryview) -> None:
         assert self._data is not None

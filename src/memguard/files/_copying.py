@@ -16,8 +16,13 @@ import os
 from collections.abc import Callable
 from typing import TypeAlias
 
+from memguard.errors import AssemblyError
+from memguard.files._caching import DROP_BYTES, PageDropper, drop_pages
+
 BUFFER_BYTES = 256 * 1024
 """More is slower: it leaves the processor's cache."""
+WINDOW_BYTES = 8 * 1024**2
+"""What is copied in one go, at most: so much is in the page cache, of what is to be dropped from it."""
 _CANNOT = frozenset(
     getattr(errno, name)
     for name in ("EXDEV", "EINVAL", "EOPNOTSUPP", "ENOTSUP", "ENOSYS", "EPERM", "EBADF", "ETXTBSY", "EOVERFLOW")
@@ -98,6 +103,32 @@ class Copier:
         got = read_into(source, self._buffer[: min(nbytes, BUFFER_BYTES)], source_at)
         write_all(self._target, self._buffer[:got], target_at)
         return got
+
+
+def copy_whole(source: int, target: int, nbytes: int, *, drops: bool) -> None:
+    """
+    Copy *nbytes* from the start of *source* to that of *target*.
+
+    Args:
+        source: A descriptor, open for reading.
+        target: A descriptor, open for writing.
+        nbytes: How many.
+        drops: Whether to keep the page cache low.
+
+    Raises:
+        AssemblyError: *source* is shorter.
+        OSError: It can be read or written in no way.
+    """
+    copier, done = Copier(target), 0
+    dropper = PageDropper(target) if drops else None
+    while done < nbytes:
+        moved = copier.copy(source, min(DROP_BYTES if drops else WINDOW_BYTES, nbytes - done), done, done)
+        if not moved:
+            raise AssemblyError(f"the file to copy ended at {done} of {nbytes} bytes")
+        done += moved
+        if dropper is not None:
+            drop_pages(source, 0, done)
+            dropper.wrote(done, moved)
 
 
 def read_into(source: int, buffer: memoryview, offset: int) -> int:

@@ -27,6 +27,8 @@ class Unpublished:
         dest: Its name to be.
         overwrite: Whether it may take the place of another.
         durable: Whether it shall survive a crash of the machine once it is published.
+        hidden: What it may be called until then, beside *dest*; so that whoever comes after a crash knows what to
+            remove. Whatever is there is removed. None for a name that nobody else takes.
 
     Raises:
         FileExistsError: There is one, and *overwrite* is False; at entering, and at publishing again.
@@ -35,8 +37,9 @@ class Unpublished:
 
     number: int
 
-    def __init__(self, dest: Path, *, overwrite: bool, durable: bool) -> None:
+    def __init__(self, dest: Path, *, overwrite: bool, durable: bool, hidden: Path | None = None) -> None:
         self._dest = dest
+        self._hidden_name = hidden or dest.parent / f".{secrets.token_hex(8)}{_HIDDEN}"
         self._overwrite = overwrite
         self._durable = durable
         self._directory: int | None = None
@@ -51,6 +54,7 @@ class Unpublished:
         if _DIRECTORY:
             self._directory = os.open(self._dest.parent, os.O_RDONLY | _DIRECTORY | os.O_CLOEXEC)
         try:
+            self._hidden_name.unlink(missing_ok=True)
             self.number = self._open()
         except BaseException:
             self._close_directory()
@@ -85,19 +89,15 @@ class Unpublished:
             except OSError as failed:
                 if failed.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT):
                     raise
-        self._hidden = self._hidden_name()
+        self._hidden = self._hidden_name
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
         return os.open(self._hidden, flags, 0o666)
-
-    def _hidden_name(self) -> Path:
-        return self._dest.parent / f".{secrets.token_hex(8)}{_HIDDEN}"
 
     def _hide(self) -> Path:
         """Return the hidden name that it has, or gets now."""
         if self._hidden is None:
-            hidden = self._hidden_name()
-            self._link(hidden)
-            self._hidden = hidden
+            self._link(self._hidden_name)
+            self._hidden = self._hidden_name
         return self._hidden
 
     def _link(self, name: Path) -> None:

@@ -4,10 +4,15 @@ So many at a time, threads and tasks in one line; the others wait, first come, f
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Slots:
@@ -110,3 +115,23 @@ class Slots:
                 call = self._line.popleft()
             if call():
                 return
+
+
+async def in_thread(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """
+    Return what *fn* returns, called in a thread of the loop's; wait for its end even if cancelled meanwhile.
+
+    A write that nobody waits for could land after the next writer's, in a chunk that is acknowledged.
+    """
+    import asyncio  # noqa: PLC0415 - whoever awaits has loaded it
+
+    running = asyncio.ensure_future(asyncio.to_thread(fn, *args, **kwargs))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        while not running.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([running])
+        if not running.cancelled():
+            running.exception()  # seen: it has nobody to go to
+        raise

@@ -4,7 +4,6 @@ A folder of uploads.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import math
@@ -27,8 +26,8 @@ from memguard.files._journal import HEADER_BYTES, MOST_CHUNK_BYTES, RECORD_BYTES
 from memguard.files._locks import lock_bytes
 from memguard.files._names import check_name
 from memguard.files._prefix import Prefix
-from memguard.files._slots import Slots
-from memguard.files._upload import DATA, JOURNAL, LIVE, Upload
+from memguard.files._slots import Slots, in_thread
+from memguard.files._upload import DATA, JOURNAL, LIVE, Upload, hidden_name
 from memguard.units import ByteSize, parse_bytes
 from memguard.values import Gate
 
@@ -158,7 +157,7 @@ class UploadStore:
         self, upload_id: str, *, total_bytes: ByteSize, chunk_bytes: ByteSize, checksum: str | None = None
     ) -> Upload:
         """Begin an upload as :meth:`create` does, without blocking the event loop."""
-        return await asyncio.to_thread(
+        return await in_thread(
             self.create, upload_id, total_bytes=total_bytes, chunk_bytes=chunk_bytes, checksum=checksum
         )
 
@@ -294,7 +293,8 @@ class UploadStore:
                 return False
             header = Header.unpack(os.pread(journal, HEADER_BYTES, 0))
             if header is not None and header.phase is Phase.PUBLISHING:
-                (Path(header.dest).parent / f".{folder.name}.memguard-part").unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    hidden_name(folder.name, Path(header.dest)).unlink()
             self._remove(folder)
             return True
         finally:

@@ -7,24 +7,24 @@ what has arrived is always read from the journal.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import os
 import threading
 import time
 import zlib
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Self
 
 from memguard.errors import ChecksumMismatchError, MissingChunksError, UploadConflictError, UploadNotFoundError
-from memguard.files._assemble import AssembledFile, StrPath, assemble
-from memguard.files._caching import drop_pages
+from memguard.files._assemble import AssembledFile, StrPath, check_room
+from memguard.files._caching import PageDropper
 from memguard.files._checksums import combine_crc32, parse_checksum
 from memguard.files._chunk import ChunkWriter, Data, check_size, piece_of, pieces_of, write_record
-from memguard.files._copying import BUFFER_BYTES, read_into, write_all
+from memguard.files._copying import BUFFER_BYTES, copy_whole, read_into, write_all
 from memguard.files._journal import (
     HEADER_BYTES,
     RECORD_BYTES,
@@ -36,12 +36,13 @@ from memguard.files._journal import (
     unpack_records,
 )
 from memguard.files._locks import lock_bytes
+from memguard.files._publishing import Unpublished
+from memguard.files._slots import in_thread
 from memguard.values import Progress, gate_of
 
 if TYPE_CHECKING:
     from memguard.files._store import UploadStore
 
-R = TypeVar("R")
 DATA, JOURNAL = "data", "journal"
 LIVE = 1 << 40
 """Of this byte of the journal every open upload holds a shared lock."""
@@ -79,6 +80,7 @@ class Upload:
         except (FileNotFoundError, NotADirectoryError):
             raise self._not_found() from None
         self._data: int | None = None
+        self._dropper: PageDropper | None = None
         try:
             if not lock_bytes(self._journal, LIVE, shared=True, wait=False):
                 raise self._not_found()  # it is being removed
@@ -124,18 +126,20 @@ class Upload:
         async with self._store._slots.ataken(), self._awriting(index, checksum) as writer:
             if isinstance(data_or_stream, AsyncIterable):
                 async for piece in data_or_stream:
-                    await _in_thread(writer.feed, piece_of(piece))
+                    await in_thread(writer.feed, piece_of(piece))
             else:
-                await _in_thread(_feed_all, writer, data_or_stream)
-            return await _in_thread(self._keep, index, writer)
+                await in_thread(_feed_all, writer, data_or_stream)
+            return await in_thread(self._keep, index, writer)
 
     @contextlib.asynccontextmanager
     async def _awriting(self, index: int, checksum: str | None) -> AsyncIterator[ChunkWriter]:
         """Hold the lock of a chunk without blocking a thread for it: those are few, and its holder needs one."""
+        import asyncio  # noqa: PLC0415 - whoever awaits has loaded it
+
         while True:
             writing = self._writing(index, checksum, wait=False)
             try:
-                writer = await _in_thread(writing.__enter__)
+                writer = await in_thread(writing.__enter__)
                 break
             except _ChunkBusyError:
                 await asyncio.sleep(_BUSY_SECONDS)
@@ -158,7 +162,7 @@ class Upload:
             data = self._data if header.phase is Phase.RECEIVING else None
             if data is not None:
                 check_size(data, header)
-            yield ChunkWriter(header, index, data, record, expected)
+            yield ChunkWriter(header, index, data, record, expected, dropper=self._dropper)
 
     @contextlib.contextmanager
     def _alone(self, index: int, *, wait: bool) -> Iterator[None]:
@@ -184,8 +188,6 @@ class Upload:
         prefix = self._store._prefix(self.upload_id, header)
         if prefix is not None:
             prefix.advance(self._data, header, self.record)
-        if self._store._drops:
-            drop_pages(self._data, index * header.chunk_bytes, record.length)
         return True
 
     def _check_index(self, index: int) -> None:
@@ -255,7 +257,7 @@ class Upload:
 
     async def afinish(self, dest: StrPath, *, overwrite: bool = False) -> AssembledFile:
         """Publish as :meth:`finish` does, without blocking the event loop."""
-        return await asyncio.to_thread(self.finish, dest, overwrite=overwrite)
+        return await in_thread(self.finish, dest, overwrite=overwrite)
 
     def _published(self, header: Header, target: Path) -> AssembledFile | None:
         """Return what was published before, by an earlier call, or by one that was killed right after."""
@@ -277,37 +279,46 @@ class Upload:
         assert self._data is not None
         check_size(self._data, header)
         checksum = self._verify(header)
+        self._unhide(header)
         durable = self._store.durability != "none"
         if durable:
             os.fsync(self._data)
         status = os.fstat(self._data)
-        header = Header(
-            header.total_bytes,
-            header.chunk_bytes,
-            header.checksum,
-            header.boot,
-            Phase.PUBLISHING,
-            str(target),
-            status.st_dev,
-            status.st_ino,
-        )
+        header = replace(header.to(Phase.PUBLISHING, str(target)), device=status.st_dev, inode=status.st_ino)
         self._write_header(header, durable=durable)
-        if not _name(self._folder / DATA, target, self._hidden(target), overwrite=overwrite):
-            # On another file system it is another file.
-            assemble([self._folder / DATA], target, overwrite=overwrite, durable=durable)
-        if durable:
-            _sync_folder(target.parent)
+        if _name(self._folder / DATA, target, self._hidden(target), overwrite=overwrite):
+            if durable:
+                _sync_folder(target.parent)
+        else:
+            self._publish_copy(header, target, overwrite=overwrite)
         self._done(header)
         return AssembledFile(target, header.total_bytes, checksum)
+
+    def _publish_copy(self, header: Header, target: Path, *, overwrite: bool) -> None:
+        """Publish a copy, on another file system; noted before, so that it is known again after a crash."""
+        assert self._data is not None
+        durable = self._store.durability != "none"
+        check_room(target, header.total_bytes)
+        with Unpublished(target, overwrite=overwrite, durable=durable, hidden=self._hidden(target)) as copy:
+            copy_whole(self._data, copy.number, header.total_bytes, drops=self._store._drops)
+            status = os.fstat(copy.number)
+            self._write_header(replace(header, device=status.st_dev, inode=status.st_ino), durable=durable)
+            copy.publish()
 
     def _done(self, header: Header) -> None:
         """Note that it is published, and let go of its first name."""
         self._write_header(header.to(Phase.PUBLISHED), durable=self._store.durability != "none")
-        for path in (self._folder / DATA, self._hidden(Path(header.dest))):
-            path.unlink(missing_ok=True)
+        (self._folder / DATA).unlink(missing_ok=True)
+        self._unhide(header)
 
     def _hidden(self, target: Path) -> Path:
-        return target.parent / f".{self.upload_id}.memguard-part"
+        return hidden_name(self.upload_id, target)
+
+    def _unhide(self, header: Header) -> None:
+        """Remove what an attempt that was cut short left beside its destination."""
+        if header.dest:
+            with contextlib.suppress(OSError):
+                self._hidden(Path(header.dest)).unlink()
 
     def _verify(self, header: Header) -> str:
         assert self._data is not None
@@ -331,6 +342,8 @@ class Upload:
 
     def abort(self) -> None:
         """Give it up: what has arrived is removed. A published file stays."""
+        with contextlib.suppress(UploadNotFoundError, ValueError):
+            self._unhide(self._header())
         self.close()
         self._store._remove(self._folder)
         self._store._forget_prefix(self.upload_id)
@@ -395,6 +408,8 @@ class Upload:
             self._data = os.open(self._folder / DATA, _OPEN)
         if self._data is None and header.phase is Phase.RECEIVING:
             raise self._not_found()
+        if self._data is not None and self._store._drops:
+            self._dropper = PageDropper(self._data)
 
     @contextlib.contextmanager
     def _locked(self, start: int, *, wait: bool = True) -> Iterator[None]:
@@ -441,27 +456,14 @@ class Upload:
         return crc
 
 
-async def _in_thread(work: Callable[..., R], *args: Any) -> R:
-    """
-    Run *work* in a thread, and wait for its end even if cancelled meanwhile.
-
-    A write that nobody waits for could land after the next writer's, in a chunk that is acknowledged.
-    """
-    running = asyncio.ensure_future(asyncio.to_thread(work, *args))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        while not running.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([running])
-        if not running.cancelled():
-            running.exception()  # seen: it has nobody to go to
-        raise
-
-
 def _feed_all(writer: ChunkWriter, data: Data) -> None:
     for piece in pieces_of(data):
         writer.feed(piece)
+
+
+def hidden_name(upload_id: str, target: Path) -> Path:
+    """Return what a file that is being published as *target* may be called for a moment."""
+    return target.parent / f".{upload_id}.memguard-part"
 
 
 def _is_file(path: Path, header: Header) -> bool:
@@ -469,7 +471,8 @@ def _is_file(path: Path, header: Header) -> bool:
         status = path.stat()
     except OSError:
         return False
-    return (status.st_dev, status.st_ino) == (header.device, header.inode)
+    found = (status.st_dev, status.st_ino, status.st_size)
+    return found == (header.device, header.inode, header.total_bytes)
 
 
 def _name(data: Path, target: Path, hidden: Path, *, overwrite: bool) -> bool:
