@@ -985,6 +985,22 @@ def test_keys_whose_hash_is_written_in_python_do_no_harm():
     assert len(list(cache)) == len(cache)
 
 
+def test_with_keys_whose_hash_is_written_in_python_writers_wait_for_each_other():
+    cache = LRUCache(10)
+    cache["plain"] = 1
+    cache[SlowKey(1)] = 1
+    done = threading.Event()
+
+    with cache._lock:
+        other = threading.Thread(target=lambda: (cache.__setitem__("plain", 2), done.set()))
+        other.start()
+        waited = not done.wait(0.05)
+    other.join(LONG)
+
+    assert waited
+    assert cache["plain"] == 2
+
+
 def test_one_writer_waits_for_another():
     inside, leave = threading.Event(), threading.Event()
     cache = LRUCache(max_bytes=100, sizeof=lambda value: 1)

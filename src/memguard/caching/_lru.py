@@ -41,6 +41,7 @@ _ENTRY_BYTES = 272
 """What the cache itself takes for an entry: its place in the order, in the table and in that of the sizes."""
 _TIMED_ENTRY_BYTES = 112
 """And with a time to live."""
+_ATOMIC_KEYS = frozenset((str, int, bytes, float, bool, type(None)))
 _CHUNK = 1000
 """Entries that are dropped in one go: two milliseconds at most, in which others wait for the lock."""
 _YIELDS = 50
@@ -697,13 +698,21 @@ class _Counted(_Untimed[K, V]):
     """
     Writes without lock, too, where nothing but entries counts: each step is atomic.
 
-    Keys whose hash or comparison is written in Python may let another thread in between; what that breaks is a KeyError
-    here, and the lock's work.
+    Only as long as all keys hash and compare in C. Written in Python, these let another thread in between the steps of
+    one operation of the OrderedDict, which then frees an entry twice.
     """
 
     __slots__ = ()
 
+    def _store(self, key: K, value: V, ttl: float | None) -> None:
+        if type(key) not in _ATOMIC_KEYS:
+            self.__class__ = _Untimed  # type: ignore[assignment] # from now on with the lock
+        LRUCache._store(self, key, value, ttl)
+
     def __setitem__(self, key: K, value: V, /) -> None:
+        if type(key) not in _ATOMIC_KEYS:
+            self._store(key, value, None)
+            return
         data, entries = self._data, self._entries
         try:
             if key in data:
