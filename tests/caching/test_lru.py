@@ -959,8 +959,9 @@ class SlowKey:
     number: int
 
 
-def test_keys_whose_hash_is_written_in_python_do_no_harm():
-    cache = LRUCache(3)
+@pytest.mark.parametrize("options", kinds()[:5])
+def test_keys_whose_hash_is_written_in_python_do_no_harm(options):
+    cache = LRUCache(**options)
     failed = []
 
     def work(seed):
@@ -983,6 +984,22 @@ def test_keys_whose_hash_is_written_in_python_do_no_harm():
     assert failed == []
     assert len(cache) <= 3
     assert len(list(cache)) == len(cache)
+
+
+@pytest.mark.parametrize("options", kinds()[:5])
+def test_from_the_first_such_key_on_everybody_takes_the_lock(options):
+    cache = LRUCache(**options)
+    for key in ("text", 5, b"bytes", None, (1, "two"), object()):
+        cache[key] = 1
+    assert type(cache) is not LRUCache
+
+    cache.set(SlowKey(1), 1)
+    cache[SlowKey(2)] = 2
+
+    assert type(cache) is LRUCache
+    assert [cache[SlowKey(2)], cache.get(SlowKey(1))] == [2, 1]
+    cache.set("aged", 3, ttl=1000)
+    assert type(cache) is LRUCache
 
 
 def test_with_keys_whose_hash_is_written_in_python_writers_wait_for_each_other():

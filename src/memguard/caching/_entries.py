@@ -32,6 +32,7 @@ class Entries:
         sizes: The bytes of each; None where they do not count.
         expires: When each is over; None where ages do not count.
         total_bytes: The sum of the sizes.
+        direct: Whether what is held are the values themselves, without ages, and may be read without the lock.
     """
 
     __slots__ = (
@@ -42,6 +43,7 @@ class Entries:
         "cap_bytes",
         "cap_entries",
         "data",
+        "direct",
         "evictions",
         "expirations",
         "expires",
@@ -60,6 +62,7 @@ class Entries:
         self.touch = self.data.move_to_end
         self.sizes: dict[Hashable, int] | None = None if max_bytes == UNBOUNDED else {}
         self.expires: dict[Hashable, float] | None = None if ttl is None else {}
+        self.direct = False
         self.total_bytes = self.evictions = self.expirations = 0
         self.sweep_at = self._earliest = _NEVER
         self._lives: dict[Hashable, float] = {}  # the times to live that are not the cache's own

@@ -4,6 +4,7 @@ A cache bounded by entries and by bytes: the least recently used entry goes firs
 Rule 1: under the lock nothing of others runs but the keys' own hash and comparison. Values are weighed before it,
     callbacks and destructors run after it.
 Rule 2: with a GIL, readers take no lock. Each of their steps is atomic, and an entry that goes meanwhile is a miss.
+    That ends with the first key whose hash or comparison may be Python: from then on everybody takes the lock.
 Rule 3: a writer who finds the lock taken yields before it blocks: threads that block on a lock under a GIL form a
     convoy, which costs five times as much.
 """
@@ -41,7 +42,11 @@ _ENTRY_BYTES = 272
 """What the cache itself takes for an entry: its place in the order, in the table and in that of the sizes."""
 _TIMED_ENTRY_BYTES = 112
 """And with a time to live."""
-_ATOMIC_KEYS = frozenset((str, int, bytes, float, bool, type(None)))
+_ATOMIC_KEYS = frozenset((str, int, bytes, float, bool, type(None), object))
+"""
+Their hash and comparison are C, as are those of tuples of them. Written in Python, these let another thread in between
+the steps of one operation of the OrderedDict, which then goes by a table that is gone: the process crashes.
+"""
 _CHUNK = 1000
 """Entries that are dropped in one go: two milliseconds at most, in which others wait for the lock."""
 _YIELDS = 50
@@ -156,6 +161,7 @@ class LRUCache(MutableMapping[K, V]):
         shrinkables.add(self)
         if type(self) is LRUCache and not _FREE_THREADED and not weak_values:
             self.__class__ = self._fitting()
+        self._entries.direct = isinstance(self, _Untimed)
 
     def _fitting(self) -> type[LRUCache[Any, Any]]:
         """Return the subclass that does what this cache is configured for, and no more."""
@@ -254,6 +260,8 @@ class LRUCache(MutableMapping[K, V]):
         held: Any = self._reference(key, value) if self._weak else value
         entries = self._entries
         size = 0 if entries.sizes is None else self._weigh(key, value)
+        if type(key) not in _ATOMIC_KEYS:
+            self._check_key(key)
         if ttl is not None and entries.expires is None:
             self._begin_expiring()
         gone: Gone = []
@@ -271,6 +279,15 @@ class LRUCache(MutableMapping[K, V]):
         self._wrote(size, gone)
         if entries.expires is not None and self._now() >= entries.sweep_at:
             self.expire()
+
+    def _check_key(self, key: Any) -> None:
+        """Have everybody take the lock from now on if the key's hash or comparison may be Python."""
+        if type(key) is tuple and all(type(part) in _ATOMIC_KEYS for part in key):
+            return
+        with self._lock:
+            self._entries.direct = False
+            if isinstance(self, (_Untimed, _Timed)):
+                self.__class__ = LRUCache  # type: ignore[assignment]
 
     def _wrote(self, size: int, gone: Gone) -> None:
         """Do what follows a write, outside of the lock."""
@@ -395,6 +412,7 @@ class LRUCache(MutableMapping[K, V]):
         """Keep ages from now on. Readers that are at it go by none, which was true when they began."""
         with self._lock:
             self._entries.begin_expiring()
+            self._entries.direct = False
             if isinstance(self, _Untimed):
                 self.__class__ = self._fitting()  # type: ignore[assignment]
 
@@ -625,7 +643,7 @@ class LRUCache(MutableMapping[K, V]):
     @property
     def reads_directly(self) -> bool:
         """Whether what it holds are the values themselves, and may be read without its lock."""
-        return not self._weak and not _FREE_THREADED and type(self) in (_Untimed, _Counted, _Weighed)
+        return self._entries.direct
 
     # ----- as cachetools calls it
 
@@ -695,19 +713,9 @@ class _Untimed(LRUCache[K, V]):
 
 
 class _Counted(_Untimed[K, V]):
-    """
-    Writes without lock, too, where nothing but entries counts: each step is atomic.
-
-    Only as long as all keys hash and compare in C. Written in Python, these let another thread in between the steps of
-    one operation of the OrderedDict, which then frees an entry twice.
-    """
+    """Writes without lock, too, where nothing but entries counts: each step is atomic."""
 
     __slots__ = ()
-
-    def _store(self, key: K, value: V, ttl: float | None) -> None:
-        if type(key) not in _ATOMIC_KEYS:
-            self.__class__ = _Untimed  # type: ignore[assignment] # from now on with the lock
-        LRUCache._store(self, key, value, ttl)
 
     def __setitem__(self, key: K, value: V, /) -> None:
         if type(key) not in _ATOMIC_KEYS:
@@ -745,7 +753,7 @@ class _Weighed(_Untimed[K, V]):
             size = sizeof(value)
             if type(size) is not int or size < 0:
                 size = weight_of(size, value)
-        if size > self._max_entry_bytes:
+        if size > self._max_entry_bytes or type(key) not in _ATOMIC_KEYS:
             self._store(key, value, None)
             return
         look, before, oldest = False, None, None  # what goes lives until the lock is free

@@ -15,7 +15,7 @@ from types import CodeType
 from typing import Any, NamedTuple
 
 _INLINE = """\
-    if key in {p}data and {p}entries.expires is None:
+    if key in {p}data and {p}entries.direct:
         try:
             value = {p}data[key]
             {p}touch(key)
