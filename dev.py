@@ -52,7 +52,7 @@ TOOLS = {
     "coverage": ["coverage==7.17.5"],
     "plugin": ["pytest-xdist>=3.5", "pytest-asyncio>=1.0", "pytest-rerunfailures>=14", "anyio>=4", "coverage==7.17.5"],
 }  # of parts of the long suite
-BENCHES = ["hot_paths", "reading", "import", "pacing", "demo", "allocator", "leaks", "monitor"]
+BENCHES = ["hot_paths", "reading", "import", "pacing", "demo", "allocator", "leaks", "monitor", "assembly"]
 
 
 def run(*command: str | Path) -> int:

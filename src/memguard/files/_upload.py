@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Self
 from memguard.errors import ChecksumMismatchError, MissingChunksError, UploadConflictError, UploadNotFoundError
 from memguard.files._assemble import AssembledFile, StrPath, check_room
 from memguard.files._caching import PageDropper
-from memguard.files._checksums import combine_crc32, parse_checksum
+from memguard.files._checksums import combine_crc32, crc32_text, parse_checksum
 from memguard.files._chunk import ChunkWriter, Data, check_size, piece_of, pieces_of, write_record
 from memguard.files._copying import BUFFER_BYTES, copy_whole, read_into, write_all
 from memguard.files._journal import (
@@ -311,7 +311,7 @@ class Upload:
         crc = 0
         for _, record in sorted(self._records(header).items()):
             crc = combine_crc32(crc, record.crc32, record.length)
-        return f"crc32:{crc:08x}"
+        return crc32_text(crc)
 
     def abort(self) -> None:
         """Give it up: what has arrived is removed. A published file stays."""
