@@ -40,6 +40,7 @@ ACCEPT = {
     "knowing": [*LONG, "tests/long/test_knowing.py"],
     "pools": [*LONG, "tests/long/test_pools.py"],
     "files": [*LONG, "tests/long/test_files.py"],
+    "s3": [*LONG, "tests/long/test_s3.py"],
     "plugin": [*LONG, "tests/long/test_pytest_plugin.py"],
     "busy": ["tests/long/places.py", "busy"],
     "twins": ["tests/long/places.py", "twins"],
@@ -51,6 +52,7 @@ TOOLS = {
     "gunicorn": ["gunicorn>=22"],
     "coverage": ["coverage==7.17.5"],
     "plugin": ["pytest-xdist>=3.5", "pytest-asyncio>=1.0", "pytest-rerunfailures>=14", "anyio>=4", "coverage==7.17.5"],
+    "s3": ["boto3>=1.34", "moto[server]>=5"],
 }  # of parts of the long suite
 BENCHES = ["hot_paths", "reading", "import", "pacing", "demo", "allocator", "leaks", "monitor", "assembly"]
 
