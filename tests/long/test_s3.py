@@ -19,9 +19,6 @@ from memguard import UNGUARDED, ChecksumMismatchError, UploadConflictError, Uplo
 from memguard.files import AssembledObject, S3Target
 from memguard.files import _upload as upload_module
 
-boto3 = pytest.importorskip("boto3")
-pytest.importorskip("moto")
-
 pytestmark = [
     pytest.mark.long("s3"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -42,6 +39,7 @@ threading.Event().wait()
 
 @pytest.fixture(scope="module")
 def address():
+    pytest.importorskip("moto")
     with subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True) as server:
         yield f"http://127.0.0.1:{int(server.stdout.readline())}"
         server.kill()
@@ -50,6 +48,7 @@ def address():
 @pytest.fixture
 def client(address):
     urllib.request.urlopen(urllib.request.Request(f"{address}/moto-api/reset", method="POST"), timeout=30).close()
+    boto3 = pytest.importorskip("boto3")
     keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
     made = boto3.client("s3", endpoint_url=address, region_name="us-east-1", **keys)
     made.create_bucket(Bucket="films")
