@@ -19,6 +19,7 @@ import argparse
 import asyncio
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -101,7 +102,8 @@ def application(folder: Path) -> Starlette:
         Route("/uploads/{name}", service.finish, methods=["POST"]),
         Route("/uploads/{name}/{index:int}", service.take, methods=["PUT"]),
     ]
-    handlers = {memguard.MemoryCircuitBreakerError: refuse, **dict.fromkeys(STATUS, explain)}
+    handlers: dict[Any, Any] = dict.fromkeys(STATUS, explain)
+    handlers[memguard.MemoryCircuitBreakerError] = refuse
     return Starlette(routes=routes, exception_handlers=handlers)
 
 
