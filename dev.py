@@ -41,6 +41,7 @@ ACCEPT = {
     "pools": [*LONG, "tests/long/test_pools.py"],
     "holding": [*LONG, "tests/long/test_holding.py", "tests/test_sizing.py"],
     "files": [*LONG, "tests/long/test_files.py"],
+    "s3": [*LONG, "tests/long/test_s3.py"],
     "plugin": [*LONG, "tests/long/test_pytest_plugin.py"],
     "busy": ["tests/long/places.py", "busy"],
     "twins": ["tests/long/places.py", "twins"],
@@ -53,8 +54,9 @@ TOOLS = {
     "coverage": ["coverage==7.17.5"],
     "holding": ["numpy>=1.26", "pandas>=2.2"],
     "plugin": ["pytest-xdist>=3.5", "pytest-asyncio>=1.0", "pytest-rerunfailures>=14", "anyio>=4", "coverage==7.17.5"],
+    "s3": ["boto3>=1.34", "moto[server]>=5"],
 }  # of parts of the long suite
-BENCHES = ["hot_paths", "reading", "import", "pacing", "demo", "allocator", "leaks", "monitor", "cache"]
+BENCHES = ["hot_paths", "reading", "import", "pacing", "demo", "allocator", "leaks", "monitor", "cache", "assembly"]
 
 
 def run(*command: str | Path) -> int:

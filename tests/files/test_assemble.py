@@ -374,6 +374,17 @@ def test_a_disk_without_room_is_said_before_anything_is_copied(chunks, out, monk
         assemble(iter(chunks[0]), out)
     assert left(out) == []
 
+    # What is shared takes none.
+    monkeypatch.setattr(_assemble, "shares_extents", lambda source, target, at: True)
+    assert assemble(chunks[0], out).size_bytes == sum(map(len, chunks[1]))
+
+
+@pytest.mark.parametrize("size", [4096, 5000])
+def test_files_that_cannot_share_blocks_are_told(tmp_path, size):
+    (tmp_path / "part").write_bytes(bytes(size))
+    with (tmp_path / "part").open("rb") as part, (tmp_path / "whole").open("w+b") as whole:
+        assert not _copying.shares_extents(part.fileno(), whole.fileno(), 1)
+
 
 # ----- ways to copy
 

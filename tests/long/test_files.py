@@ -369,6 +369,26 @@ def test_where_extents_can_be_shared_nothing_is_copied(sharing_disk):
     assert ratio >= 20
 
 
+@needs_root
+def test_what_is_shared_needs_no_room(sharing_disk):
+    paths = [sharing_disk / f"{index:03}" for index in range(200)]
+    for path in paths:
+        path.write_bytes(os.urandom(2 * MIB))
+    number = 0
+    while used_bytes(sharing_disk) and shutil.disk_usage(sharing_disk).free > 370 * MIB:
+        number += 1
+        (sharing_disk / f"filler-{number}").write_bytes(bytes(32 * MIB))
+
+    for number, given in enumerate([paths, iter(paths), iter([paths[0], *paths])]):
+        assemble(given, sharing_disk / f"whole-{number}")
+    assert digest_of([sharing_disk / "whole-0"]) == digest_of([sharing_disk / "whole-1"]) == digest_of(paths)
+    odd = sharing_disk / "odd"
+    odd.write_bytes(b"odd")
+    with pytest.raises(InsufficientDiskError):
+        assemble([odd, *paths], sharing_disk / "copied")
+    assert not (sharing_disk / "copied").exists()
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """8 MiB."""

@@ -18,7 +18,7 @@ from typing import TypeAlias
 from memguard.errors import AssemblyError, ChecksumMismatchError, InsufficientDiskError
 from memguard.files._caching import DROP_BYTES, PageDropper, drop_pages, in_container
 from memguard.files._checksums import Checksum, Hasher, parse_checksum
-from memguard.files._copying import BUFFER_BYTES, WINDOW_BYTES, Copier, read_into
+from memguard.files._copying import BUFFER_BYTES, WINDOW_BYTES, Copier, read_into, shares_extents
 from memguard.files._publishing import Unpublished
 from memguard.values import Progress, gate_of
 
@@ -80,7 +80,6 @@ def assemble(
     whole = None if checksum is None else parse_checksum(checksum)
     with Unpublished(target, overwrite=overwrite, durable=durable) as file:
         total = sum(map(_size, parts)) if isinstance(parts, Sequence) else None
-        check_room(target, total or 0)
         run = _Run(file.number, target, whole, _Reporter(on_progress, total))
         with run.verifying():
             for index, (part, expected) in enumerate(_paired(parts, part_checksums)):
@@ -260,11 +259,21 @@ class _Run:
                 raise AssemblyError(f"part {index}, {os.fspath(part)!r}, is what the whole is to be written to")
             # What is no regular file says 0, as do files that the kernel makes as they are read: read to their end.
             size = status.st_size if stat.S_ISREG(status.st_mode) and status.st_size else None
-            if self._reporter.total is None:  # else there was room for all
-                check_room(self._target, size or 0)
+            self._check_room(source, size or 0)
             self._copy(source, size, index, expected)
         finally:
             os.close(source)
+
+    def _check_room(self, source: int, nbytes: int) -> None:
+        """Look whether all fits, or each part where nobody knows the total; what is shared always does."""
+        total = self._reporter.total
+        if total is not None and self.size_bytes:
+            return
+        try:
+            check_room(self._target, nbytes if total is None else total)
+        except InsufficientDiskError:
+            if not shares_extents(source, self._number, self.size_bytes):
+                raise
 
     def _copy(self, source: int, size: int | None, index: int, expected: Checksum | None) -> None:
         done = 0

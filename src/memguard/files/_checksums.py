@@ -52,9 +52,14 @@ class Checksum(NamedTuple):
     algorithm: str
     digest: str | None
 
+    @property
+    def is_crc32(self) -> bool:
+        """Whether it can be combined from those of parts."""
+        return self.algorithm == _CRC32
+
     def hasher(self) -> Hasher:
         """Return what computes it."""
-        return _Crc32() if self.algorithm == _CRC32 else hashlib.new(self.algorithm, usedforsecurity=False)
+        return _Crc32() if self.is_crc32 else hashlib.new(self.algorithm, usedforsecurity=False)
 
     def text(self, hasher: Hasher) -> str:
         """Return what *hasher* found, as text."""
@@ -86,6 +91,11 @@ def parse_checksum(text: str) -> Checksum:
     if digest is not None and len(digest) != length:
         raise ValueError(f"{text!r}: {algorithm} has {length} hexadecimal digits, got {len(digest)}")
     return Checksum(algorithm, None if digest is None else digest.lower())
+
+
+def crc32_text(value: int) -> str:
+    """Return a CRC-32 as text."""
+    return f"{_CRC32}:{value:08x}"
 
 
 def _hex_length(algorithm: str) -> int | None:

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Protocol, TypeAlias
 
 from memguard.errors import AssemblyError, ChecksumMismatchError, UploadConflictError
 from memguard.files._caching import DROP_BYTES, PageDropper
-from memguard.files._checksums import Checksum, Hasher
+from memguard.files._checksums import Checksum, Hasher, crc32_text
 from memguard.files._copying import BUFFER_BYTES, read_into, write_all
 from memguard.files._journal import Header, Record, pack_record, record_offset
 
@@ -88,7 +88,8 @@ class ChunkWriter:
         self._record = record
         self._checksum = checksum
         self._dropper = dropper
-        self._hasher: Hasher | None = None if checksum is None else checksum.hasher()
+        # A CRC is counted in any case.
+        self._hasher: Hasher | None = None if checksum is None or checksum.is_crc32 else checksum.hasher()
         self._length = header.length(index)
         self._offset = index * header.chunk_bytes
         self._done = 0
@@ -144,8 +145,8 @@ class ChunkWriter:
         """
         if self._done != self._length:
             raise ChecksumMismatchError(f"{self._length} bytes", f"{self._done} bytes", self._index)
-        if self._checksum is not None and self._hasher is not None:
-            text = self._checksum.text(self._hasher)
+        if self._checksum is not None:
+            text = crc32_text(self._crc) if self._hasher is None else self._checksum.text(self._hasher)
             if not self._checksum.matches(text):
                 raise ChecksumMismatchError(str(self._checksum), text, self._index)
         if self._record is None:

@@ -17,12 +17,12 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, overload
 
 from memguard.errors import ChecksumMismatchError, MissingChunksError, UploadConflictError, UploadNotFoundError
 from memguard.files._assemble import AssembledFile, StrPath, check_room
 from memguard.files._caching import PageDropper
-from memguard.files._checksums import combine_crc32, parse_checksum
+from memguard.files._checksums import combine_crc32, crc32_text, parse_checksum
 from memguard.files._chunk import ChunkWriter, Data, check_size, piece_of, pieces_of, write_record
 from memguard.files._copying import BUFFER_BYTES, copy_whole, read_into, write_all
 from memguard.files._journal import (
@@ -37,6 +37,7 @@ from memguard.files._journal import (
 )
 from memguard.files._locks import lock_bytes
 from memguard.files._publishing import Unpublished
+from memguard.files._s3 import AssembledObject, S3Target
 from memguard.files._slots import in_thread
 from memguard.values import Progress, gate_of
 
@@ -230,13 +231,17 @@ class Upload:
 
     # ----- the end
 
-    def finish(self, dest: StrPath, *, overwrite: bool = False) -> AssembledFile:
+    @overload
+    def finish(self, dest: StrPath, *, overwrite: bool = False) -> AssembledFile: ...
+    @overload
+    def finish(self, dest: S3Target, *, overwrite: bool = False) -> AssembledObject: ...
+    def finish(self, dest: StrPath | S3Target, *, overwrite: bool = False) -> AssembledFile | AssembledObject:
         """
         Publish the file under *dest*: verified, whole, in one step. Again with the same *dest*: the same answer.
 
         Takes milliseconds whatever the size: the data are where they were written, and get another name. Only on
-        another file system they are copied. A checksum other than CRC-32 is computed as chunks come in order; what is
-        left of that is read here.
+        another file system they are copied, and to an object store sent. A checksum other than CRC-32 is computed as
+        chunks come in order; what is left of that is read here.
 
         Raises:
             ChecksumMismatchError: The whole is not what was said.
@@ -246,18 +251,39 @@ class Upload:
             UploadNotFoundError: It was aborted or removed.
             OSError: It cannot be published; it can be tried again.
         """
-        target = Path(os.path.abspath(dest))  # noqa: PTH100 - a link stays what it is
         with self._locked(_FINISH):
             header = self._header()
-            published = self._published(header, target)
-            if published is None:
-                published = self._publish(header, target, overwrite=overwrite)
+            if isinstance(dest, S3Target):
+                found: AssembledFile | AssembledObject = self._finish_object(header, dest, overwrite=overwrite)
+            else:
+                target = Path(os.path.abspath(dest))  # noqa: PTH100 - a link stays what it is
+                found = self._published(header, target) or self._publish(header, target, overwrite=overwrite)
             self._store._forget_prefix(self.upload_id)
-            return published
+            return found
 
-    async def afinish(self, dest: StrPath, *, overwrite: bool = False) -> AssembledFile:
+    @overload
+    async def afinish(self, dest: StrPath, *, overwrite: bool = False) -> AssembledFile: ...
+    @overload
+    async def afinish(self, dest: S3Target, *, overwrite: bool = False) -> AssembledObject: ...
+    async def afinish(self, dest: StrPath | S3Target, *, overwrite: bool = False) -> AssembledFile | AssembledObject:
         """Publish as :meth:`finish` does, without blocking the event loop."""
-        return await in_thread(self.finish, dest, overwrite=overwrite)
+        return await in_thread(lambda: self.finish(dest, overwrite=overwrite))
+
+    def _finish_object(self, header: Header, target: S3Target, *, overwrite: bool) -> AssembledObject:
+        crc = self._crc32(header)
+        there = header.phase is not Phase.RECEIVING and header.dest == target.url
+        if there and header.phase is Phase.PUBLISHING and target.holds(header.total_bytes, crc):
+            self._done(header)
+        elif header.phase is Phase.PUBLISHED:
+            if not there:
+                raise self._elsewhere(header, target.url)
+        else:
+            data = self._ready(header)
+            self._write_header(header.to(Phase.PUBLISHING, target.url), durable=self._store.durability != "none")
+            target.put(data, header.total_bytes, crc, overwrite=overwrite, drops=self._dropper is not None)
+            header = header.to(Phase.PUBLISHED, target.url)
+            self._done(header)
+        return AssembledObject(target.url, header.total_bytes, self._checksum(header))
 
     def _published(self, header: Header, target: Path) -> AssembledFile | None:
         """Return what was published before, by an earlier call, or by one that was killed right after."""
@@ -269,21 +295,29 @@ class Upload:
                 return None
             self._done(header)
         if there != target:
-            raise UploadConflictError(f"{self.upload_id} was published as {there}, not as {target}")
+            raise self._elsewhere(header, str(target))
         return AssembledFile(there, header.total_bytes, self._checksum(header))
 
-    def _publish(self, header: Header, target: Path, *, overwrite: bool) -> AssembledFile:
+    def _elsewhere(self, header: Header, target: str) -> UploadConflictError:
+        return UploadConflictError(f"{self.upload_id} was published as {header.dest}, not as {target}")
+
+    def _ready(self, header: Header) -> int:
+        """Return the descriptor of the data, once they are all there and right."""
         missing = self.missing
         if missing:
             raise MissingChunksError(missing)
         assert self._data is not None
         check_size(self._data, header)
-        checksum = self._verify(header)
+        self._verify(header)
         self._unhide(header)
+        return self._data
+
+    def _publish(self, header: Header, target: Path, *, overwrite: bool) -> AssembledFile:
+        data = self._ready(header)
         durable = self._store.durability != "none"
         if durable:
-            os.fsync(self._data)
-        status = os.fstat(self._data)
+            os.fsync(data)
+        status = os.fstat(data)
         header = replace(header.to(Phase.PUBLISHING, str(target)), device=status.st_dev, inode=status.st_ino)
         self._write_header(header, durable=durable)
         if _name(self._folder / DATA, target, self._hidden(target), overwrite=overwrite):
@@ -292,7 +326,7 @@ class Upload:
         else:
             self._publish_copy(header, target, overwrite=overwrite)
         self._done(header)
-        return AssembledFile(target, header.total_bytes, checksum)
+        return AssembledFile(target, header.total_bytes, self._checksum(header))
 
     def _publish_copy(self, header: Header, target: Path, *, overwrite: bool) -> None:
         """Publish a copy, on another file system; noted before, so that it is known again after a crash."""
@@ -316,29 +350,29 @@ class Upload:
 
     def _unhide(self, header: Header) -> None:
         """Remove what an attempt that was cut short left beside its destination."""
-        if header.dest:
+        if header.dest and "://" not in header.dest:
             with contextlib.suppress(OSError):
                 self._hidden(Path(header.dest)).unlink()
 
-    def _verify(self, header: Header) -> str:
-        assert self._data is not None
+    def _verify(self, header: Header) -> None:
         if not header.checksum:
-            return self._checksum(header)
+            return
+        assert self._data is not None
         expected = parse_checksum(header.checksum)
         prefix = self._store._prefix(self.upload_id, header)
-        found = self._checksum(header) if prefix is None else prefix.finish(self._data, header)
+        found = crc32_text(self._crc32(header)) if prefix is None else prefix.finish(self._data, header)
         if not expected.matches(found):
             raise ChecksumMismatchError(header.checksum, found)
-        return found
 
     def _checksum(self, header: Header) -> str:
-        """Return the checksum of a whole that has arrived: what was said, or the CRC combined from those of chunks."""
-        if header.phase is Phase.PUBLISHED and header.checksum:
-            return str(parse_checksum(header.checksum))
+        """Return the checksum of a whole that was verified: what was said, or the CRC combined from those of chunks."""
+        return header.checksum or crc32_text(self._crc32(header))
+
+    def _crc32(self, header: Header) -> int:
         crc = 0
         for _, record in sorted(self._records(header).items()):
             crc = combine_crc32(crc, record.crc32, record.length)
-        return f"crc32:{crc:08x}"
+        return crc
 
     def abort(self) -> None:
         """Give it up: what has arrived is removed. A published file stays."""

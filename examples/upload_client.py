@@ -1,0 +1,79 @@
+"""
+A client of upload_service.py: sends what the service does not have yet, and waits when it is refused.
+
+    python examples/upload_client.py http://127.0.0.1:8000 film.mp4
+    python examples/upload_client.py http://127.0.0.1:8000 film.mp4 --chunks 3     # three, for now
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+
+class Service:
+    """
+    The service at *url*.
+
+    Args:
+        url: ``"http://host:port"``.
+        tries: How often a refused request is sent.
+    """
+
+    def __init__(self, url: str, tries: int) -> None:
+        self._netloc = urlsplit(url).netloc
+        self._tries = tries
+
+    def ask(self, method: str, path: str, body: bytes = b"", **headers: str) -> dict[str, Any]:
+        """Return the answer; a 503 is tried again when the service says."""
+        for _ in range(self._tries):
+            connection = http.client.HTTPConnection(self._netloc, timeout=60)
+            try:
+                connection.request(method, path, body, headers)
+                answer = connection.getresponse()
+                found: dict[str, Any] = json.loads(answer.read())
+            finally:
+                connection.close()
+            if answer.status < 400:
+                return found
+            if answer.status != 503:
+                raise SystemExit(f"{answer.status}: {found['error']}")
+            time.sleep(float(answer.headers["Retry-After"]))
+        raise SystemExit("the service has no memory for it, now")
+
+
+def send(service: Service, file: Path, chunk_bytes: int, most: int | None) -> None:
+    """Send what is missing of *file*, *most* chunks of it, and publish it if that is all."""
+    path = f"/uploads/{quote(file.name, safe='')}"
+    missing = service.ask("PUT", f"{path}?total={file.stat().st_size}&chunk={chunk_bytes}")["missing"]
+    with file.open("rb") as source:
+        for index in missing[:most]:
+            source.seek(index * chunk_bytes)
+            chunk = source.read(chunk_bytes)
+            service.ask("PUT", f"{path}/{index}", chunk, **{"X-Checksum": f"crc32:{zlib.crc32(chunk):08x}"})
+    if left := service.ask("GET", path)["missing"]:
+        print(f"{len(missing) - len(left)} chunks sent, {len(left)} missing")
+        return
+    print(f"published: {service.ask('POST', path)}")
+
+
+def main() -> None:
+    """Read the command line and do it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("url")
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--chunk-bytes", type=int, default=2 * 1024**2)
+    parser.add_argument("--chunks", type=int, help="send so many at most")
+    parser.add_argument("--tries", type=int, default=5)
+    options = parser.parse_args()
+    send(Service(options.url, options.tries), options.file, options.chunk_bytes, options.chunks)
+
+
+if __name__ == "__main__":
+    main()
