@@ -5,8 +5,6 @@ Rooms: the cache (``_lru``), its statistics, the decorator (``_cached``), the wr
 (``_wrapper``), and one computation at a time for each key (``_flight``).
 """
 
-from abc import ABCMeta
-
 import cachetools
 
 from memguard.caching._cached import CachedFunction, CacheInfo, cached
@@ -14,7 +12,7 @@ from memguard.caching._lru import LRUCache
 from memguard.caching._statistics import CacheStatistics, EvictionReason
 
 # So cachetools.cached and cachedmethod take it for one of theirs, and show maxsize and currsize.
-ABCMeta.register(cachetools.Cache, LRUCache)
+cachetools.Cache.register(LRUCache)  # pyright: ignore[reportAttributeAccessIssue] - its stubs say less than it is
 
 __all__ = [
     "CacheInfo",
