@@ -179,7 +179,13 @@ def made(make: Callable[[], object], copies: int) -> tuple[float, object]:
     return sum((trace[1] + 15) & -16 for trace in traces) / copies, values[0]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+# Long: once, in a whole run on 3.13, it was 10.4 % off, and never by itself. The cause is not known.
+UNSTEADY = {"a tree with parents"}
+
+
+@pytest.mark.parametrize(
+    "shape", [pytest.param(each, marks=[pytest.mark.long("holding")] if each in UNSTEADY else []) for each in SHAPES]
+)
 def test_the_estimate_is_within_a_tenth_of_what_was_allocated(shape):
     make = SHAPES[shape]
     value = make()
@@ -187,9 +193,7 @@ def test_the_estimate_is_within_a_tenth_of_what_was_allocated(shape):
     if shape == "records that share one":
         nbytes += deep_sizeof(CONFIGURATION)
 
-    # How many attributes an instance has room for depends on what was made of its class before: 16 bytes of 150.
-    tenth = 0.15 if shape == "a tree with parents" else 0.1
-    assert deep_sizeof(value) == pytest.approx(nbytes, rel=tenth, abs=32)
+    assert deep_sizeof(value) == pytest.approx(nbytes, rel=0.1, abs=32)
 
 
 def arrays() -> dict[str, Callable[[Any], object]]:
