@@ -426,7 +426,7 @@ def test_a_disk_that_fails_is_an_error_not_another_way(chunks, out, monkeypatch)
 
 def test_without_any_of_these_calls_it_still_works(chunks, out, monkeypatch):
     paths, data = chunks
-    for name in ("copy_file_range", "sendfile", "preadv", "pwrite", "O_TMPFILE", "posix_fadvise"):
+    for name in ("copy_file_range", "sendfile", "preadv", "pread", "pwrite", "O_TMPFILE", "posix_fadvise"):
         monkeypatch.delattr(os, name, raising=False)
 
     assert assemble(paths, out, checksum="sha256").checksum == sha256(b"".join(data))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import threading
 import struct
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -35,6 +36,9 @@ _CANNOT = frozenset(
 _FICLONERANGE = 0x4020940D
 """Its number on most processors; where it is another, sharing is not noticed."""
 _BLOCK_BYTES = 4096
+
+_seeking = threading.Lock()
+"""A descriptor has one position: where no call takes an offset, threads must not move it in each other's midst."""
 
 Way: TypeAlias = Callable[[int, int, int, int, int], int]
 """Takes source, target, bytes, offset there and here; returns how many bytes it moved."""
@@ -158,8 +162,12 @@ def read_into(source: int, buffer: memoryview, offset: int) -> int:
     """Read into *buffer* from *offset*; return how many bytes came."""
     if hasattr(os, "preadv"):
         return os.preadv(source, [buffer], offset)
-    os.lseek(source, offset, os.SEEK_SET)
-    data = os.read(source, len(buffer))
+    if hasattr(os, "pread"):
+        data = os.pread(source, len(buffer), offset)
+    else:
+        with _seeking:
+            os.lseek(source, offset, os.SEEK_SET)
+            data = os.read(source, len(buffer))
     buffer[: len(data)] = data
     return len(data)
 
@@ -176,7 +184,8 @@ def write_all(target: int, data: memoryview | bytes, offset: int) -> None:
         if hasattr(os, "pwrite"):
             done = os.pwrite(target, left, offset)
         else:
-            os.lseek(target, offset, os.SEEK_SET)
-            done = os.write(target, left)
+            with _seeking:
+                os.lseek(target, offset, os.SEEK_SET)
+                done = os.write(target, left)
         left = left[done:]
         offset += done
