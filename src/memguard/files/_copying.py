@@ -14,8 +14,8 @@ from __future__ import annotations
 import errno
 import importlib
 import os
-import threading
 import struct
+import threading
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
