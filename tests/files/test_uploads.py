@@ -31,7 +31,7 @@ from memguard import (
     UploadStore,
     assemble,
 )
-from memguard.files import _caching, _chunk, _store, _upload
+from memguard.files import _caching, _chunk, _locks, _publishing, _store, _upload
 from memguard.files._journal import Header, Phase, Record, pack_record, unpack_record, unpack_records
 from memguard.files._slots import Slots
 from memguard.testing import ScriptedSampler
@@ -933,6 +933,145 @@ def test_a_record_counts_in_its_place_and_undamaged_only(crc, index, at, bit):
 def test_a_name_that_the_journal_has_no_room_for_is_refused():
     with pytest.raises(ValueError, match="too long a name"):
         Header(1, 1, dest="x" * 5000).pack()
+
+
+# ----- other platforms, as far as Linux can play them
+
+MISSING = {
+    "macos": ("copy_file_range", "sendfile", "O_TMPFILE", "posix_fadvise", "posix_fallocate"),
+    "windows": ("copy_file_range", "sendfile", "O_TMPFILE", "posix_fadvise", "posix_fallocate", "preadv", "pread")
+    + ("pwrite", "O_NOFOLLOW", "O_CLOEXEC", "statvfs", "fstatvfs"),
+}
+
+
+def refuses_what_is_open(call):
+    """Wrap *call* to refuse, as Windows does, a file that this process has open, or a folder of one."""
+
+    def wrapper(path, *arguments, **named):
+        paths = {os.path.realpath(path), *(entry.path for entry in scan(path))}
+        inodes = {os.stat(each).st_ino for each in paths if os.path.exists(each)}
+        for number in os.listdir("/proc/self/fd"):
+            try:
+                inode = os.fstat(int(number)).st_ino
+            except OSError:
+                continue
+            if inode in inodes:
+                raise PermissionError(errno.EACCES, "it is open", str(path))
+        return call(path, *arguments, **named)
+
+    return wrapper
+
+
+def scan(path):
+    return list(os.scandir(path)) if os.path.isdir(path) else []
+
+
+@pytest.fixture(params=["macos", "windows"])
+def elsewhere(request, monkeypatch):
+    if sys.platform != "linux":
+        pytest.skip("it is Linux that plays them")
+    for name in MISSING[request.param]:
+        monkeypatch.delattr(os, name)
+    monkeypatch.setattr(_locks, "_has_byte_locks", False)
+    if request.param == "windows":
+        monkeypatch.setattr(_locks, "_fcntl", None)
+        monkeypatch.setattr(_publishing, "_DIRECTORY", 0)
+        for module in (_publishing, _store, _upload):
+            monkeypatch.setattr(module, "RENAMES_OPEN_FILES", False)
+        for name in ("rename", "replace", "unlink"):
+            monkeypatch.setattr(os, name, refuses_what_is_open(getattr(os, name)))
+    return request.param
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("checksum", [None, "sha256"])
+def test_an_upload_arrives_and_is_published_elsewhere_too(elsewhere, store, out, overwrite, checksum):
+    if overwrite:
+        out.write_bytes(b"before")
+    named = sha256(WHOLE) if checksum else None
+    with store.create("film", total_bytes=len(WHOLE), chunk_bytes=CHUNK, checksum=named) as upload:
+        fill(upload, [3, 1, 2])
+        assert upload.write_chunk(1, CHUNKS[1]) is False
+        with pytest.raises(UploadConflictError):
+            upload.write_chunk(1, CHUNKS[2])
+    with store.open("film") as upload:
+        fill(upload, upload.missing)
+        assert upload.finish(out, overwrite=overwrite) == upload.finish(out, overwrite=overwrite)
+
+    assert out.read_bytes() == WHOLE
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+    assert store.remove_stale(0) == ("film",)
+    assert left(store) == []
+
+
+def test_a_copy_is_published_elsewhere_too(elsewhere, upload, out, another_file_system):
+    fill(upload)
+
+    upload.finish(out, overwrite=True)
+
+    assert out.read_bytes() == WHOLE
+
+
+@pytest.mark.parametrize("elsewhere", ["windows"], indirect=True)
+def test_what_could_not_be_replaced_while_open_can_be_once_it_is_free(elsewhere, upload, store, out):
+    fill(upload)
+    out.write_bytes(b"before")
+    with store.open("film.mp4"):
+        with pytest.raises(PermissionError):
+            upload.finish(out, overwrite=True)
+        assert out.read_bytes() == b"before"
+
+    upload.finish(out, overwrite=True)
+    assert out.read_bytes() == WHOLE
+
+
+def test_what_is_open_is_not_removed_elsewhere_either(elsewhere, store, upload):
+    assert store.remove_stale(0) == ()
+    upload.close()
+    assert store.remove_stale(0) == ("film.mp4",)
+    assert left(store) == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_two_objects_of_one_process_write_one_chunk_one_after_the_other_elsewhere_too(elsewhere, store, upload, seed):
+    chance = random.Random(seed)
+    writing, most = [], []
+
+    def pieces():
+        writing.append(None)
+        most.append(len(writing))
+        for at in range(0, CHUNK, 512):
+            time.sleep(chance.random() / 1000)
+            yield CHUNKS[0][at : at + 512]
+        writing.pop()
+
+    news = []
+
+    def write():
+        with store.open("film.mp4") as other:
+            news.append(other.write_chunk(0, pieces()))
+
+    threads = [threading.Thread(target=write) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LONG)
+
+    assert (sorted(news), max(most)) == ([False, False, False, True], 1)
+    assert _locks._table._locks == {}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_parts_are_put_together_elsewhere_too(elsewhere, tmp_path, out, overwrite):
+    part = tmp_path / "part"
+    part.write_bytes(WHOLE)
+    if overwrite:
+        out.write_bytes(b"before")
+
+    assemble([part, part], out, checksum=sha256(WHOLE * 2), overwrite=overwrite)
+
+    assert out.read_bytes() == WHOLE * 2
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
 
 
 def test_parts_and_uploads_agree(upload, out, tmp_path):

@@ -105,7 +105,7 @@ class Copier:
 
     @staticmethod
     def _at_end(source: int, source_at: int) -> bool:
-        return not os.pread(source, 1, source_at)
+        return not read_at(source, 1, source_at)
 
     def _by_buffer(self, source: int, nbytes: int, source_at: int, target_at: int) -> int:
         if self._buffer is None:
@@ -162,14 +162,18 @@ def read_into(source: int, buffer: memoryview, offset: int) -> int:
     """Read into *buffer* from *offset*; return how many bytes came."""
     if hasattr(os, "preadv"):
         return os.preadv(source, [buffer], offset)
-    if hasattr(os, "pread"):
-        data = os.pread(source, len(buffer), offset)
-    else:
-        with _seeking:
-            os.lseek(source, offset, os.SEEK_SET)
-            data = os.read(source, len(buffer))
+    data = read_at(source, len(buffer), offset)
     buffer[: len(data)] = data
     return len(data)
+
+
+def read_at(source: int, nbytes: int, offset: int) -> bytes:
+    """Return up to *nbytes* from *offset*."""
+    if hasattr(os, "pread"):
+        return os.pread(source, nbytes, offset)
+    with _seeking:
+        os.lseek(source, offset, os.SEEK_SET)
+        return os.read(source, nbytes)
 
 
 def write_all(target: int, data: memoryview | bytes, offset: int) -> None:

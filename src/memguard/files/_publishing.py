@@ -17,6 +17,8 @@ from typing import Self
 
 _HIDDEN = ".memguard-part"
 _DIRECTORY = getattr(os, "O_DIRECTORY", 0)
+RENAMES_OPEN_FILES = os.name != "nt"
+"""Windows refuses to rename what anybody has open, also through another name of it."""
 
 
 class Unpublished:
@@ -44,6 +46,7 @@ class Unpublished:
         self._durable = durable
         self._directory: int | None = None
         self._hidden: Path | None = None
+        self._is_open = False
 
     def __enter__(self) -> Self:
         """Open it."""
@@ -56,6 +59,7 @@ class Unpublished:
         try:
             self._hidden_name.unlink(missing_ok=True)
             self.number = self._open()
+            self._is_open = True
         except BaseException:
             self._close_directory()
             raise
@@ -65,16 +69,18 @@ class Unpublished:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Close it; what was not published is gone."""
-        os.close(self.number)
+        self._close()
         if self._hidden is not None:
             with contextlib.suppress(FileNotFoundError):
                 self._hidden.unlink()
         self._close_directory()
 
     def publish(self) -> None:
-        """Give it its name."""
+        """Give it its name; on Windows it is closed before."""
         if self._durable:
             os.fsync(self.number)
+        if not RENAMES_OPEN_FILES:
+            self._close()
         if self._overwrite:
             self._hide().replace(self._dest)
         else:
@@ -119,6 +125,11 @@ class Unpublished:
             self._hidden.rename(self._dest)  # refuses to replace
         else:
             os.link(self._hidden, self._dest)
+
+    def _close(self) -> None:
+        if self._is_open:
+            self._is_open = False
+            os.close(self.number)
 
     def _close_directory(self) -> None:
         if self._directory is not None:

@@ -21,13 +21,14 @@ from memguard.errors import AssemblyError, InsufficientDiskError, UploadConflict
 from memguard.files._assemble import StrPath
 from memguard.files._caching import in_container
 from memguard.files._checksums import parse_checksum
-from memguard.files._copying import write_all
+from memguard.files._copying import read_at, write_all
 from memguard.files._journal import HEADER_BYTES, MOST_CHUNK_BYTES, RECORD_BYTES, Header, Phase
-from memguard.files._locks import lock_bytes
+from memguard.files._locks import OPEN, claim
 from memguard.files._names import check_name
 from memguard.files._prefix import Prefix
+from memguard.files._publishing import RENAMES_OPEN_FILES
 from memguard.files._slots import Slots, in_thread
-from memguard.files._upload import DATA, JOURNAL, LIVE, Upload, hidden_name
+from memguard.files._upload import DATA, JOURNAL, Upload, hidden_name
 from memguard.units import ByteSize, parse_bytes
 from memguard.values import Gate
 
@@ -282,23 +283,29 @@ class UploadStore:
 
     def _remove_unless_live(self, folder: Path) -> bool:
         try:
-            journal = os.open(folder / JOURNAL, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
+            journal = os.open(folder / JOURNAL, OPEN)
         except FileNotFoundError:
             self._remove(folder)  # no upload was ever whole here
             return True
         except OSError:
             return False
         try:
-            if not lock_bytes(journal, LIVE, wait=False):
+            if not claim(journal):
                 return False
-            header = Header.unpack(os.pread(journal, HEADER_BYTES, 0))
+            header = Header.unpack(read_at(journal, HEADER_BYTES, 0))
             if header is not None and header.phase is Phase.PUBLISHING:
                 with contextlib.suppress(OSError):
                     hidden_name(folder.name, Path(header.dest)).unlink()
-            self._remove(folder)
-            return True
+            if RENAMES_OPEN_FILES:
+                self._remove(folder)
+                return True
         finally:
             os.close(journal)
+        try:
+            self._remove(folder)
+        except PermissionError:  # somebody has it open
+            return False
+        return True
 
     def _remove(self, folder: Path) -> None:
         """Remove an upload: its name first, in one step."""

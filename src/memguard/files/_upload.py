@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import threading
 import time
 import zlib
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
@@ -24,7 +23,7 @@ from memguard.files._assemble import AssembledFile, StrPath, check_room
 from memguard.files._caching import PageDropper
 from memguard.files._checksums import combine_crc32, crc32_text, parse_checksum
 from memguard.files._chunk import ChunkWriter, Data, check_size, piece_of, pieces_of, write_record
-from memguard.files._copying import BUFFER_BYTES, copy_whole, read_into, write_all
+from memguard.files._copying import BUFFER_BYTES, copy_whole, read_at, read_into, write_all
 from memguard.files._journal import (
     HEADER_BYTES,
     RECORD_BYTES,
@@ -35,8 +34,8 @@ from memguard.files._journal import (
     unpack_record,
     unpack_records,
 )
-from memguard.files._locks import lock_bytes
-from memguard.files._publishing import Unpublished
+from memguard.files._locks import OPEN, BusyError, locked, mark_in_use
+from memguard.files._publishing import RENAMES_OPEN_FILES, Unpublished
 from memguard.files._s3 import AssembledObject, S3Target
 from memguard.files._slots import in_thread
 from memguard.values import Progress, gate_of
@@ -45,16 +44,9 @@ if TYPE_CHECKING:
     from memguard.files._store import UploadStore
 
 DATA, JOURNAL = "data", "journal"
-LIVE = 1 << 40
-"""Of this byte of the journal every open upload holds a shared lock."""
-_FINISH = LIVE + 1
-"""Who finishes or verifies holds this one."""
+_FINISH = (1 << 40) + 1
+"""Who finishes or verifies holds this byte of the journal."""
 _BUSY_SECONDS = 0.01
-_OPEN = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-
-
-class _ChunkBusyError(Exception):
-    """Somebody else is writing this chunk."""
 
 
 class Upload:
@@ -74,16 +66,15 @@ class Upload:
         self._closed = False
         self._began = time.monotonic()
         self._received_before: int | None = None
-        self._locks: dict[int, threading.Lock] = {}
         self.upload_id = upload_id
         try:
-            self._journal = os.open(folder / JOURNAL, _OPEN)
+            self._journal = os.open(folder / JOURNAL, OPEN)
         except (FileNotFoundError, NotADirectoryError):
             raise self._not_found() from None
         self._data: int | None = None
         self._dropper: PageDropper | None = None
         try:
-            if not lock_bytes(self._journal, LIVE, shared=True, wait=False):
+            if not mark_in_use(self._journal):
                 raise self._not_found()  # it is being removed
             header = self._header()
             self._open_data(header)
@@ -142,7 +133,7 @@ class Upload:
             try:
                 writer = await in_thread(writing.__enter__)
                 break
-            except _ChunkBusyError:
+            except BusyError:
                 await asyncio.sleep(_BUSY_SECONDS)
         try:
             yield writer
@@ -155,7 +146,7 @@ class Upload:
         self._check_index(index)
         expected = None if checksum is None else parse_checksum(checksum)
         gate_of(self._store.breaker).check()
-        with self._alone(index, wait=wait), self._locked(record_offset(index), wait=wait):
+        with self._locked(record_offset(index), wait=wait):
             header = self._header()
             record = self.record(index)
             if header.phase is not Phase.RECEIVING and record is None:
@@ -164,16 +155,6 @@ class Upload:
             if data is not None:
                 check_size(data, header)
             yield ChunkWriter(header, index, data, record, expected, dropper=self._dropper)
-
-    @contextlib.contextmanager
-    def _alone(self, index: int, *, wait: bool) -> Iterator[None]:
-        lock = self._locks.setdefault(index, threading.Lock())
-        if not lock.acquire(blocking=wait):
-            raise _ChunkBusyError
-        try:
-            yield
-        finally:
-            lock.release()
 
     def _keep(self, index: int, writer: ChunkWriter) -> bool:
         record = writer.end()
@@ -306,11 +287,11 @@ class Upload:
         missing = self.missing
         if missing:
             raise MissingChunksError(missing)
-        assert self._data is not None
-        check_size(self._data, header)
+        data = self._opened(header)
+        check_size(data, header)
         self._verify(header)
         self._unhide(header)
-        return self._data
+        return data
 
     def _publish(self, header: Header, target: Path, *, overwrite: bool) -> AssembledFile:
         data = self._ready(header)
@@ -320,6 +301,8 @@ class Upload:
         status = os.fstat(data)
         header = replace(header.to(Phase.PUBLISHING, str(target)), device=status.st_dev, inode=status.st_ino)
         self._write_header(header, durable=durable)
+        if overwrite and not RENAMES_OPEN_FILES:
+            self._close_data()
         if _name(self._folder / DATA, target, self._hidden(target), overwrite=overwrite):
             if durable:
                 _sync_folder(target.parent)
@@ -330,11 +313,11 @@ class Upload:
 
     def _publish_copy(self, header: Header, target: Path, *, overwrite: bool) -> None:
         """Publish a copy, on another file system; noted before, so that it is known again after a crash."""
-        assert self._data is not None
+        data = self._opened(header)
         durable = self._store.durability != "none"
         check_room(target, header.total_bytes)
         with Unpublished(target, overwrite=overwrite, durable=durable, hidden=self._hidden(target)) as copy:
-            copy_whole(self._data, copy.number, header.total_bytes, drops=self._store._drops)
+            copy_whole(data, copy.number, header.total_bytes, drops=self._store._drops)
             status = os.fstat(copy.number)
             self._write_header(replace(header, device=status.st_dev, inode=status.st_ino), durable=durable)
             copy.publish()
@@ -342,7 +325,8 @@ class Upload:
     def _done(self, header: Header) -> None:
         """Note that it is published, and let go of its first name."""
         self._write_header(header.to(Phase.PUBLISHED), durable=self._store.durability != "none")
-        (self._folder / DATA).unlink(missing_ok=True)
+        with contextlib.suppress(PermissionError):  # Windows, while anybody has it open: it goes with the upload
+            (self._folder / DATA).unlink(missing_ok=True)
         self._unhide(header)
 
     def _hidden(self, target: Path) -> Path:
@@ -388,8 +372,19 @@ class Upload:
             return
         self._closed = True
         os.close(self._journal)
+        self._close_data()
+
+    def _opened(self, header: Header) -> int:
+        """Return the descriptor of the data; opened again where it was closed to be published, and was not."""
+        if self._data is None:
+            self._open_data(header)
+        assert self._data is not None
+        return self._data
+
+    def _close_data(self) -> None:
         if self._data is not None:
             os.close(self._data)
+            self._data = None
 
     def __enter__(self) -> Self:
         return self
@@ -424,7 +419,7 @@ class Upload:
     def _read(self, offset: int, nbytes: int) -> bytes:
         if self._closed:
             raise ValueError(f"{self!r} is closed; open it again")
-        return os.pread(self._journal, nbytes, offset)
+        return read_at(self._journal, nbytes, offset)
 
     def _header(self) -> Header:
         header = Header.unpack(self._read(0, HEADER_BYTES))
@@ -439,7 +434,7 @@ class Upload:
 
     def _open_data(self, header: Header) -> None:
         with contextlib.suppress(FileNotFoundError):
-            self._data = os.open(self._folder / DATA, _OPEN)
+            self._data = os.open(self._folder / DATA, OPEN)
         if self._data is None and header.phase is Phase.RECEIVING:
             raise self._not_found()
         if self._data is not None and self._store._drops:
@@ -447,19 +442,15 @@ class Upload:
 
     @contextlib.contextmanager
     def _locked(self, start: int, *, wait: bool = True) -> Iterator[None]:
-        """Hold one byte of the journal, through a descriptor of its own: so other threads count, too."""
+        """Hold one byte of the journal."""
         if self._closed:
             raise ValueError(f"{self!r} is closed; open it again")
-        try:
-            number = os.open(self._folder / JOURNAL, _OPEN)
-        except FileNotFoundError:
-            raise self._not_found() from None
-        try:
-            if not lock_bytes(number, start, wait=wait):
-                raise _ChunkBusyError
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self._folder / JOURNAL, start, wait=wait))
+            except FileNotFoundError:
+                raise self._not_found() from None
             yield
-        finally:
-            os.close(number)
 
     def _verify_after_boot(self, header: Header) -> None:
         """After the machine's death, let only those chunks count that are on the disk as they were written."""
