@@ -42,6 +42,8 @@ ACCEPT = {
     "holding": [*LONG, "tests/long/test_holding.py", "tests/test_sizing.py"],
     "files": [*LONG, "tests/long/test_files.py"],
     "s3": [*LONG, "tests/long/test_s3.py"],
+    "service": [*LONG, "tests/real/test_upload_service.py"],
+    "calls": [*LONG, "tests/long/test_every_call.py"],
     "plugin": [*LONG, "tests/long/test_pytest_plugin.py"],
     "busy": ["tests/long/places.py", "busy"],
     "twins": ["tests/long/places.py", "twins"],
@@ -55,6 +57,7 @@ TOOLS = {
     "holding": ["numpy>=1.26", "pandas>=2.2"],
     "plugin": ["pytest-xdist>=3.5", "pytest-asyncio>=1.0", "pytest-rerunfailures>=14", "anyio>=4", "coverage==7.17.5"],
     "s3": ["boto3>=1.34", "moto[server]>=5"],
+    "service": ["boto3>=1.34", "moto[server]>=5"],
 }  # of parts of the long suite
 BENCHES = ["hot_paths", "reading", "import", "pacing", "demo", "allocator", "leaks", "monitor", "cache", "assembly"]
 

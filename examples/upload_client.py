@@ -1,5 +1,6 @@
 """
-A client of upload_service.py: sends what the service does not have yet, and waits when it is refused.
+A client of upload_service.py: sends what the service does not have yet. What is refused, or arrives damaged, it sends
+again.
 
     python examples/upload_client.py http://127.0.0.1:8000 film.mp4
     python examples/upload_client.py http://127.0.0.1:8000 film.mp4 --chunks 3     # three, for now
@@ -31,7 +32,7 @@ class Service:
         self._tries = tries
 
     def ask(self, method: str, path: str, body: bytes = b"", **headers: str) -> dict[str, Any]:
-        """Return the answer; a 503 is tried again when the service says."""
+        """Return the answer; what is to be sent again is, when the service says."""
         for _ in range(self._tries):
             connection = http.client.HTTPConnection(self._netloc, timeout=60)
             try:
@@ -42,10 +43,10 @@ class Service:
                 connection.close()
             if answer.status < 400:
                 return found
-            if answer.status != 503:
-                raise SystemExit(f"{answer.status}: {found['error']}")
-            time.sleep(float(answer.headers["Retry-After"]))
-        raise SystemExit("the service has no memory for it, now")
+            if answer.status not in (422, 503):
+                break
+            time.sleep(float(answer.headers.get("Retry-After", 0)))
+        raise SystemExit(f"{answer.status}: {found['error']}")
 
 
 def send(service: Service, file: Path, chunk_bytes: int, most: int | None) -> None:

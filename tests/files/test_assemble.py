@@ -419,7 +419,7 @@ def test_a_disk_that_fails_is_an_error_not_another_way(chunks, out, monkeypatch)
 
     monkeypatch.setattr(_copying, "_by_range", broken)
 
-    with pytest.raises(OSError, match="broken"):
+    with pytest.raises(OSError, match=f"broken: '{chunks[0][0]}' -> '{out}'"):
         assemble(chunks[0], out)
     assert left(out) == []
 

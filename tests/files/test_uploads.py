@@ -548,10 +548,20 @@ def test_a_write_that_fails_leaves_the_chunk_missing(upload, monkeypatch):
         raise OSError(errno.ENOSPC, "full")
 
     monkeypatch.setattr("memguard.files._chunk.write_all", full)
-    with pytest.raises(OSError, match="full"):
+    with pytest.raises(OSError, match="full: '.*film.mp4/data'"):
         upload.write_chunk(1, CHUNKS[1])
     monkeypatch.undo()
     assert 1 in upload.missing
+
+
+def test_an_error_of_the_sender_is_told_as_it_is(upload):
+    def stream():
+        yield CHUNKS[1][:10]
+        raise ConnectionResetError(errno.ECONNRESET, "gone")
+
+    with pytest.raises(ConnectionResetError) as told:
+        upload.write_chunk(1, stream())
+    assert told.value.filename is None
 
 
 def test_after_the_machine_died_only_chunks_that_are_on_the_disk_count(upload, store, out, monkeypatch):

@@ -19,7 +19,7 @@ from memguard.errors import AssemblyError, ChecksumMismatchError, InsufficientDi
 from memguard.files._caching import DROP_BYTES, PageDropper, drop_pages, in_container
 from memguard.files._checksums import Checksum, Hasher, parse_checksum
 from memguard.files._copying import BUFFER_BYTES, WINDOW_BYTES, Copier, read_into, shares_extents
-from memguard.files._publishing import Unpublished
+from memguard.files._publishing import Unpublished, naming
 from memguard.values import Progress, gate_of
 
 StrPath: TypeAlias = str | os.PathLike[str]
@@ -159,9 +159,10 @@ class _Verifier(threading.Thread):
         failed: What went wrong; the copy stops at it.
     """
 
-    def __init__(self, number: int, whole: Checksum | None, dropper: PageDropper | None) -> None:
+    def __init__(self, number: int, target: Path, whole: Checksum | None, dropper: PageDropper | None) -> None:
         super().__init__(name="memguard-verify", daemon=True)
         self._number = number
+        self._target = target
         self._dropper = dropper
         self._windows: queue.Queue[_Window | None] = queue.Queue(maxsize=_AHEAD)
         self._whole = None if whole is None else (whole, whole.hasher())
@@ -179,7 +180,8 @@ class _Verifier(threading.Thread):
         while (window := self._windows.get()) is not None:
             if self.failed is None:
                 try:
-                    self._verify(window, buffer)
+                    with naming(self._target):
+                        self._verify(window, buffer)
                 except BaseException as error:
                     self.failed = error
 
@@ -244,7 +246,7 @@ class _Run:
 
     def _begin(self) -> _Verifier:
         if self._verifier is None:
-            self._verifier = _Verifier(self._number, self._whole, self._dropper)
+            self._verifier = _Verifier(self._number, self._target, self._whole, self._dropper)
             self._verifier.start()
         return self._verifier
 
@@ -252,7 +254,8 @@ class _Run:
         """Copy one part to the end."""
         source = os.open(part, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
         try:
-            status = os.fstat(source)
+            with naming(part):
+                status = os.fstat(source)
             if stat.S_ISDIR(status.st_mode):
                 raise AssemblyError(f"part {index}, {os.fspath(part)!r}, is a directory")
             if (status.st_dev, status.st_ino) == self._identity:
@@ -260,7 +263,7 @@ class _Run:
             # What is no regular file says 0, as do files that the kernel makes as they are read: read to their end.
             size = status.st_size if stat.S_ISREG(status.st_mode) and status.st_size else None
             self._check_room(source, size or 0)
-            self._copy(source, size, index, expected)
+            self._copy(source, part, size, index, expected)
         finally:
             os.close(source)
 
@@ -275,13 +278,14 @@ class _Run:
             if not shares_extents(source, self._number, self.size_bytes):
                 raise
 
-    def _copy(self, source: int, size: int | None, index: int, expected: Checksum | None) -> None:
+    def _copy(self, source: int, part: StrPath, size: int | None, index: int, expected: Checksum | None) -> None:
         done = 0
         while size is None or done < size:
-            if size is None:
-                moved = self._copier.drain(source, self.size_bytes)
-            else:
-                moved = self._copier.copy(source, min(self._window_bytes, size - done), done, self.size_bytes)
+            with naming(part, self._target):
+                if size is None:
+                    moved = self._copier.drain(source, self.size_bytes)
+                else:
+                    moved = self._copier.copy(source, min(self._window_bytes, size - done), done, self.size_bytes)
             if not moved:
                 break
             self._wrote(moved, index, expected, end=False)

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,6 +20,19 @@ _HIDDEN = ".memguard-part"
 _DIRECTORY = getattr(os, "O_DIRECTORY", 0)
 RENAMES_OPEN_FILES = os.name != "nt"
 """Windows refuses to rename what anybody has open, also through another name of it."""
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str], to: Path | None = None) -> Iterator[None]:
+    """Have errors of calls that took descriptors name the file; or two, *path* that was to be copied *to* another."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = os.fspath(path)
+            if to is not None:
+                error.filename2 = str(to)
+        raise
 
 
 class Unpublished:
@@ -77,16 +91,17 @@ class Unpublished:
 
     def publish(self) -> None:
         """Give it its name; on Windows it is closed before."""
-        if self._durable:
-            os.fsync(self.number)
-        if not RENAMES_OPEN_FILES:
-            self._close()
-        if self._overwrite:
-            self._hide().replace(self._dest)
-        else:
-            self._name()
-        if self._durable and self._directory is not None:
-            os.fsync(self._directory)
+        with naming(self._dest):
+            if self._durable:
+                os.fsync(self.number)
+            if not RENAMES_OPEN_FILES:
+                self._close()
+            if self._overwrite:
+                self._hide().replace(self._dest)
+            else:
+                self._name()
+            if self._durable and self._directory is not None:
+                os.fsync(self._directory)
 
     def _open(self) -> int:
         if hasattr(os, "O_TMPFILE") and self._directory is not None and Path("/proc/self/fd").is_dir():

@@ -35,7 +35,7 @@ from memguard.files._journal import (
     unpack_records,
 )
 from memguard.files._locks import OPEN, BusyError, locked, mark_in_use
-from memguard.files._publishing import RENAMES_OPEN_FILES, Unpublished
+from memguard.files._publishing import RENAMES_OPEN_FILES, Unpublished, naming
 from memguard.files._s3 import AssembledObject, S3Target
 from memguard.files._slots import in_thread
 from memguard.values import Progress, gate_of
@@ -107,8 +107,7 @@ class Upload:
             OSError: It cannot be written.
         """
         with self._store._slots.taken(), self._writing(index, checksum) as writer:
-            for piece in pieces_of(data_or_stream):
-                writer.feed(piece)
+            self._feed_all(writer, data_or_stream)
             return self._keep(index, writer)
 
     async def awrite_chunk(
@@ -118,9 +117,9 @@ class Upload:
         async with self._store._slots.ataken(), self._awriting(index, checksum) as writer:
             if isinstance(data_or_stream, AsyncIterable):
                 async for piece in data_or_stream:
-                    await in_thread(writer.feed, piece_of(piece))
+                    await in_thread(self._feed, writer, piece_of(piece))
             else:
-                await in_thread(_feed_all, writer, data_or_stream)
+                await in_thread(self._feed_all, writer, data_or_stream)
             return await in_thread(self._keep, index, writer)
 
     @contextlib.asynccontextmanager
@@ -147,29 +146,38 @@ class Upload:
         expected = None if checksum is None else parse_checksum(checksum)
         gate_of(self._store.breaker).check()
         with self._locked(record_offset(index), wait=wait):
-            header = self._header()
-            record = self.record(index)
+            header, record = self._header(), self.record(index)
             if header.phase is not Phase.RECEIVING and record is None:
                 raise UploadConflictError(f"{self.upload_id} was published as {header.dest}; it takes no more chunks")
             data = self._data if header.phase is Phase.RECEIVING else None
             if data is not None:
-                check_size(data, header)
+                with naming(self._folder / DATA):
+                    check_size(data, header)
             yield ChunkWriter(header, index, data, record, expected, dropper=self._dropper)
+
+    def _feed(self, writer: ChunkWriter, piece: memoryview) -> None:
+        with naming(self._folder / DATA):
+            writer.feed(piece)
+
+    def _feed_all(self, writer: ChunkWriter, data: Data) -> None:
+        for piece in pieces_of(data):  # whose errors are its own
+            self._feed(writer, piece)
 
     def _keep(self, index: int, writer: ChunkWriter) -> bool:
         record = writer.end()
         if record is None:
             return False
         assert self._data is not None
-        if self._store.durability == "chunk":
-            os.fsync(self._data)
-        write_record(self._journal, index, record)
-        if self._store.durability == "chunk":
-            os.fsync(self._journal)
-        header = self._header()
-        prefix = self._store._prefix(self.upload_id, header)
-        if prefix is not None:
-            prefix.advance(self._data, header, self.record)
+        with naming(self._folder / DATA):
+            if self._store.durability == "chunk":
+                os.fsync(self._data)
+            write_record(self._journal, index, record)
+            if self._store.durability == "chunk":
+                os.fsync(self._journal)
+            header = self._header()
+            prefix = self._store._prefix(self.upload_id, header)
+            if prefix is not None:
+                prefix.advance(self._data, header, self.record)
         return True
 
     def _check_index(self, index: int) -> None:
@@ -238,7 +246,8 @@ class Upload:
                 found: AssembledFile | AssembledObject = self._finish_object(header, dest, overwrite=overwrite)
             else:
                 target = Path(os.path.abspath(dest))  # noqa: PTH100 - a link stays what it is
-                found = self._published(header, target) or self._publish(header, target, overwrite=overwrite)
+                with naming(self._folder):
+                    found = self._published(header, target) or self._publish(header, target, overwrite=overwrite)
             self._store._forget_prefix(self.upload_id)
             return found
 
@@ -288,8 +297,9 @@ class Upload:
         if missing:
             raise MissingChunksError(missing)
         data = self._opened(header)
-        check_size(data, header)
-        self._verify(header)
+        with naming(self._folder / DATA):
+            check_size(data, header)
+            self._verify(header)
         self._unhide(header)
         return data
 
@@ -419,11 +429,14 @@ class Upload:
     def _read(self, offset: int, nbytes: int) -> bytes:
         if self._closed:
             raise ValueError(f"{self!r} is closed; open it again")
-        return read_at(self._journal, nbytes, offset)
+        with naming(self._folder / JOURNAL):
+            return read_at(self._journal, nbytes, offset)
 
     def _header(self) -> Header:
         header = Header.unpack(self._read(0, HEADER_BYTES))
-        if header is None or os.fstat(self._journal).st_nlink == 0:
+        with naming(self._folder / JOURNAL):
+            removed = os.fstat(self._journal).st_nlink == 0
+        if header is None or removed:
             raise self._not_found()
         return header
 
@@ -447,7 +460,8 @@ class Upload:
             raise ValueError(f"{self!r} is closed; open it again")
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(locked(self._folder / JOURNAL, start, wait=wait))
+                with naming(self._folder / JOURNAL):
+                    stack.enter_context(locked(self._folder / JOURNAL, start, wait=wait))
             except FileNotFoundError:
                 raise self._not_found() from None
             yield
@@ -479,11 +493,6 @@ class Upload:
             crc = zlib.crc32(buffer[:got], crc)
             at += got
         return crc
-
-
-def _feed_all(writer: ChunkWriter, data: Data) -> None:
-    for piece in pieces_of(data):
-        writer.feed(piece)
 
 
 def hidden_name(upload_id: str, target: Path) -> Path:
