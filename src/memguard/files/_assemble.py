@@ -24,7 +24,7 @@ from memguard.values import Progress, gate_of
 
 StrPath: TypeAlias = str | os.PathLike[str]
 _AHEAD = 2
-"""Windows that are copied before they are verified, at most."""
+"""Windows that are copied before they are verified, at most; one where they count against a container's limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ class _Verifier(threading.Thread):
         self._number = number
         self._target = target
         self._dropper = dropper
-        self._windows: queue.Queue[_Window | None] = queue.Queue(maxsize=_AHEAD)
+        self._windows: queue.Queue[_Window | None] = queue.Queue(maxsize=_AHEAD if dropper is None else 1)
         self._whole = None if whole is None else (whole, whole.hasher())
         self._part: Hasher | None = None
         self.failed: BaseException | None = None
