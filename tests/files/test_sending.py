@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memguard import UNGUARDED, ChecksumMismatchError, UploadNotFoundError, UploadStore
+from memguard import UNGUARDED, ChecksumMismatchError, MissingChunksError, UploadNotFoundError, UploadStore
 from memguard.files import S3Target
 from memguard.files._journal import Header, Record, pack_record
 from memguard.files._multipart import Part, parts_of
@@ -204,6 +204,25 @@ def test_what_was_sent_ahead_is_not_sent_by_finish(upload, target, client):
     assert client.pages == 0
     assert client.objects["film.mp4"]["Body"] == WHOLE
     assert client.uploads == {}
+
+
+def test_a_finish_that_comes_too_early_keeps_what_was_sent_ahead(upload, target, client):
+    write(upload, 0, 2, 3)
+    upload.send(target)
+    with pytest.raises(MissingChunksError):
+        upload.finish(target)
+    write(upload, 1)
+    upload.finish(target)
+
+    assert client.sent == [1, 3, 4, 2]
+
+
+def test_a_closed_upload_sends_nothing(upload, target, client):
+    write(upload, 0)
+    upload.close()
+    with pytest.raises(ValueError, match="closed"):
+        upload.send(target)
+    assert client.begun == 0
 
 
 def test_the_next_process_asks_for_the_parts_page_by_page(upload, store, target, client):

@@ -51,8 +51,8 @@ class S3Target:
     An object to publish an upload as: ``upload.finish(S3Target(client, "films", "film.mp4"))``.
 
     Each part goes with its CRC-32, which the store verifies; and together they have to be that of the whole. Whatever
-    fails when it is published, the parts are aborted. If the process is killed meanwhile nobody can: let the bucket have
-    a lifecycle rule, AbortIncompleteMultipartUpload. Parts may be sent as they arrive: :meth:`Upload.send`.
+    fails when it is published, the parts are aborted. If the process is killed meanwhile nobody can: let the bucket
+    have a lifecycle rule, AbortIncompleteMultipartUpload. Parts may be sent as they arrive: :meth:`Upload.send`.
 
     Args:
         client: ``boto3.client("s3")``; its retries are its own matter.
