@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memguard import UNGUARDED, ChecksumMismatchError, MissingChunksError, UploadNotFoundError, UploadStore
-from memguard.files import S3Target
+from memguard.files import S3Target, _sending
 from memguard.files._journal import Header, Record, pack_record
-from memguard.files._multipart import Part, parts_of
+from memguard.files._multipart import Part, crc32_of_range, parts_of
 from memguard.files._sending import Begun, combined_crc32, ready_parts
 
 MIB = 1024**2
@@ -233,6 +233,24 @@ def test_the_next_process_asks_for_the_parts_page_by_page(upload, store, target,
         assert other.send(target) == 1000
 
     assert (client.sent, client.pages) == ([1, 2, 3, 4], 3)
+
+
+def test_what_this_process_sent_is_not_read_again_because_another_sent_meanwhile(store, target, client, monkeypatch):
+    read = []
+
+    def reading(data, part):
+        read.append(part.number)
+        return crc32_of_range(data, part)
+
+    monkeypatch.setattr(_sending, "crc32_of_range", reading)
+    with store.create("film", total_bytes=len(WHOLE), chunk_bytes=3 * MIB) as one, store.open("film") as other:
+        for upload, indexes in ((one, [0, 1]), (other, [2, 3]), (one, [4])):
+            for index in indexes:
+                upload.write_chunk(index, WHOLE[index * 3 * MIB : (index + 1) * 3 * MIB])
+            assert upload.send(target) == PART
+
+    assert read == [1, 2]
+    assert client.sent == [1, 2, 3]
 
 
 def test_a_store_that_tells_no_crc_is_sent_everything_again_by_the_next_process(upload, store, target, client):
