@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator
 from http import HTTPStatus
 from pathlib import Path
@@ -73,6 +74,11 @@ class Service:
         async with await self._open(request) as upload:
             checksum = request.headers.get("x-checksum")
             new = await upload.awrite_chunk(request.path_params["index"], request.stream(), checksum=checksum)
+            if self._bucket:
+                try:
+                    await upload.asend(self._target(upload))
+                except Exception:  # the chunk is here; what could not be sent now is when it is published
+                    logging.getLogger(__name__).warning("parts of %s wait", upload.upload_id, exc_info=True)
             return JSONResponse({"new": new})
 
     async def tell(self, request: Request) -> Response:
@@ -106,7 +112,7 @@ class Service:
             name = upload.upload_id  # the store took it, so it is safe as that of a file
             film: memguard.AssembledFile | AssembledObject
             if self._bucket:
-                film = await upload.afinish(S3Target(self._client, self._bucket, name))
+                film = await upload.afinish(self._target(upload))
             else:
                 film = await upload.afinish(self._published / name)
             return JSONResponse({"name": name, "size_bytes": film.size_bytes, "checksum": film.checksum})
@@ -114,7 +120,7 @@ class Service:
     async def give_up(self, request: Request) -> Response:
         """Remove what has arrived."""
         async with await self._open(request) as upload:
-            await asyncio.to_thread(upload.abort)
+            await asyncio.to_thread(upload.abort, self._target(upload) if self._bucket else None)
         return Response(status_code=HTTPStatus.NO_CONTENT)
 
     async def health(self, _request: Request) -> Response:
@@ -131,6 +137,9 @@ class Service:
         chunks = {"writing": at_work.active, "waiting": at_work.waiting}
         status = HTTPStatus.OK if breaker.allows() else HTTPStatus.SERVICE_UNAVAILABLE
         return JSONResponse({"memory": memory, "chunks": chunks}, status)
+
+    def _target(self, upload: memguard.Upload) -> S3Target:
+        return S3Target(self._client, self._bucket, upload.upload_id)
 
     async def _open(self, request: Request) -> memguard.Upload:
         return await asyncio.to_thread(self._store.open, request.path_params["name"])

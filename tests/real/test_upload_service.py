@@ -24,6 +24,7 @@ EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 CHUNK = 64 * 1024
 DATA = random.Random(1).randbytes(7 * CHUNK - 1000)
 MIB = 1024**2
+S3_SERVER = Path(__file__).parent.parent / "long" / "s3_server.py"
 
 
 @contextmanager
@@ -257,33 +258,29 @@ def test_health_tells_memory_and_says_503_when_it_is_short(tmp_path):
         assert (status, found["memory"]["level"], found["memory"]["limit_bytes"]) == (503, "critical", 8 * MIB)
 
 
-MOTO = """
-import logging, threading
-from moto.server import ThreadedMotoServer
-logging.disable()
-server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-server.start()
-print(server.get_host_and_port()[1], flush=True)
-threading.Event().wait()
-"""
-
-
 @pytest.mark.long("service")  # it needs a server that speaks S3
-def test_the_service_publishes_in_a_bucket(tmp_path):
+def test_the_service_publishes_in_a_bucket_and_sends_parts_there_as_they_arrive(tmp_path):
     pytest.importorskip("moto")
-    pytest.importorskip("boto3")
-    film = tmp_path / "film.mp4"
-    film.write_bytes(DATA)
-    with subprocess.Popen([sys.executable, "-c", MOTO], stdout=subprocess.PIPE, text=True) as moto:
+    boto3 = pytest.importorskip("boto3")
+    film, data = tmp_path / "film.mp4", random.Random(2).randbytes(20 * MIB)
+    film.write_bytes(data)
+    with subprocess.Popen([sys.executable, S3_SERVER], stdout=subprocess.PIPE, text=True) as moto:
         address = f"http://127.0.0.1:{int(moto.stdout.readline())}"
         keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
         environ = {"AWS_ENDPOINT_URL": address, "AWS_DEFAULT_REGION": "us-east-1", **keys}
         urllib.request.urlopen(urllib.request.Request(f"{address}/films", method="PUT"), timeout=30).close()
         with serving(tmp_path, "--bucket", "films", environ=environ) as port:
-            out = client(port, film, "--chunk-bytes", CHUNK)
-            assert f"'checksum': 'crc32:{zlib.crc32(DATA):08x}'" in out.stdout, out.stderr
+            assert client(port, film, "--chunk-bytes", MIB, "--chunks", 18).stdout == "18 chunks sent, 2 missing\n"
+            boto = boto3.Session("test", "test", region_name="us-east-1").client("s3", endpoint_url=address)
+            begun = boto.list_multipart_uploads(Bucket="films")["Uploads"]
+            upload_id = begun[0]["UploadId"]
+            parts = boto.list_parts(Bucket="films", Key="film.mp4", UploadId=upload_id)["Parts"]
+            assert (len(begun), [part["Size"] for part in parts]) == (1, [8 * MIB, 8 * MIB])
+            boto.close()
+            out = client(port, film, "--chunk-bytes", MIB)
+            assert f"'checksum': 'crc32:{zlib.crc32(data):08x}'" in out.stdout, out.stderr
             assert ask(port, "POST", "/uploads/film.mp4")[0] == 200
         with urllib.request.urlopen(f"{address}/films/film.mp4", timeout=30) as found:
-            assert found.read() == DATA
+            assert found.read() == data
         moto.kill()
     assert list((tmp_path / "published").iterdir()) == []

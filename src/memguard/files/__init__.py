@@ -2,8 +2,8 @@
 Files put together without loading them.
 
 Rooms: uploads (``_store``, ``_upload``, ``_chunk``), their journal (``_journal``) and running checksum (``_prefix``),
-the assembly (``_assemble``), copying (``_copying``), publishing (``_publishing``, ``_s3``), checksums
-(``_checksums``), and the page cache (``_caching``).
+the assembly (``_assemble``), copying (``_copying``), publishing (``_publishing``, ``_s3``, ``_multipart``), sending
+ahead (``_sending``), checksums (``_checksums``), and the page cache (``_caching``).
 """
 
 from memguard.files._assemble import AssembledFile, assemble

@@ -48,7 +48,8 @@ class Header:
         phase: How far it is.
         dest: Where it is, or is being, published; empty before.
         device: Of the data's file.
-        inode: Of the data's file: by these two a published file is known again.
+        inode: Of the data's file: by these two a published file is known again. Of an object that was sent ahead: its
+            token.
     """
 
     total_bytes: int

@@ -67,9 +67,9 @@ def _lock_live(number: int, *, shared: bool) -> bool:
 
 
 @contextlib.contextmanager
-def locked(path: Path, start: int, *, wait: bool = True) -> Iterator[None]:
+def locked(path: Path, start: int, *, wait: bool = True) -> Iterator[int]:
     """
-    Hold one byte of the file at *path*, through a descriptor of its own: so other threads count, too.
+    Hold one byte of the file at *path*, through a descriptor of its own: so other threads count, too. Yield that.
 
     Args:
         path: The file.
@@ -85,11 +85,11 @@ def locked(path: Path, start: int, *, wait: bool = True) -> Iterator[None]:
         if _has_byte_locks:
             if not _lock_byte(number, start, shared=False, wait=wait):
                 raise BusyError
-            yield
+            yield number
         else:
             status = os.fstat(number)
             with _table.held((status.st_dev, status.st_ino, start), wait=wait):
-                yield
+                yield number
     finally:
         os.close(number)
 

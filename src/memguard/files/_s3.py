@@ -10,18 +10,14 @@ See:
 
 from __future__ import annotations
 
-import base64
-import contextlib
 import errno
-import io
-import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from memguard.errors import AssemblyError, ChecksumMismatchError
-from memguard.files._caching import drop_pages
 from memguard.files._checksums import combine_crc32, crc32_text
-from memguard.files._copying import BUFFER_BYTES, read_into
+from memguard.files._multipart import Multipart, Part, SentPart, parts_of
 from memguard.units import ByteSize, parse_bytes
 
 MIB = 1024**2
@@ -30,6 +26,8 @@ _MOST_PART_BYTES = 5 * 1024 * MIB
 _MOST_PARTS = 10_000
 _NOTE = "memguard-crc32"
 """Metadata of the object: by it one is known again that was completed right before a crash."""
+_SENT_AHEAD = "memguard-upload"
+"""The same of one whose parts were sent when nobody knew its CRC yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,56 +46,13 @@ class AssembledObject:
     checksum: str | None
 
 
-class _Range(io.RawIOBase):
-    """A range of a file, as a file: what is sent is read as it is sent."""
-
-    def __init__(self, number: int, start: int, nbytes: int) -> None:
-        super().__init__()
-        self._number = number
-        self._start = start
-        self._nbytes = nbytes
-        self._at = 0
-
-    def __len__(self) -> int:
-        return self._nbytes
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._nbytes}[whence]
-        self._at = max(0, base + offset)
-        return self._at
-
-    def readinto(self, buffer: Any, /) -> int:
-        view = memoryview(buffer).cast("B")[: max(0, self._nbytes - self._at)]
-        got = read_into(self._number, view, self._start + self._at) if view else 0
-        self._at += got
-        return got
-
-    def crc32(self) -> int:
-        """Return the CRC-32 of all of it, and stand at the start again."""
-        buffer, crc = memoryview(bytearray(BUFFER_BYTES)), 0
-        self.seek(0)
-        while got := self.readinto(buffer):
-            crc = zlib.crc32(buffer[:got], crc)
-        self.seek(0)
-        return crc
-
-
 class S3Target:
     """
     An object to publish an upload as: ``upload.finish(S3Target(client, "films", "film.mp4"))``.
 
     Each part goes with its CRC-32, which the store verifies; and together they have to be that of the whole. Whatever
-    fails, the parts are aborted. If the process is killed meanwhile nobody can: let the bucket have a lifecycle rule,
-    AbortIncompleteMultipartUpload.
+    fails when it is published, the parts are aborted. If the process is killed meanwhile nobody can: let the bucket
+    have a lifecycle rule, AbortIncompleteMultipartUpload. Parts may be sent as they arrive: :meth:`Upload.send`.
 
     Args:
         client: ``boto3.client("s3")``; its retries are its own matter.
@@ -107,6 +62,7 @@ class S3Target:
 
     Attributes:
         url: ``"s3://bucket/key"``.
+        names: Bucket and key, as the client wants them.
 
     Raises:
         ValueError: A part may not be of this size, or a name is empty.
@@ -119,7 +75,7 @@ class S3Target:
         if not _LEAST_PART_BYTES <= self._part_bytes <= _MOST_PART_BYTES:
             raise ValueError(f"part_bytes is 5 MiB to 5 GiB, got {part_bytes!r}")
         self._client = client
-        self._names = {"Bucket": bucket, "Key": key}
+        self.names = {"Bucket": bucket, "Key": key}
         self.url = f"s3://{bucket}/{key}"
 
     def part_size(self, nbytes: int) -> int:
@@ -127,15 +83,30 @@ class S3Target:
         least = -(-nbytes // _MOST_PARTS)
         return max(self._part_bytes, -(-least // MIB) * MIB)
 
-    def holds(self, nbytes: int, crc32: int) -> bool:
-        """Tell whether the object is there, and is this one."""
+    def holds(self, nbytes: int, crc32: int, token: int = 0) -> bool:
+        """Tell whether the object is there, and is this one; *token* is that it was begun with, 0 for none."""
         found = self._head()
         if found is None:
             return False
-        note = found.get("Metadata", {}).get(_NOTE)
-        return bool(found["ContentLength"] == nbytes and note == crc32_text(crc32))
+        notes = found.get("Metadata", {})
+        known = notes.get(_NOTE) == crc32_text(crc32) or (token != 0 and notes.get(_SENT_AHEAD) == str(token))
+        return bool(found["ContentLength"] == nbytes and known)
 
-    def put(self, data: int, nbytes: int, crc32: int, *, overwrite: bool, drops: bool) -> None:
+    def begin(self, token: int) -> Multipart:
+        """Begin a multipart upload of data whose CRC-32 is not known yet."""
+        return self._begin({_SENT_AHEAD: str(token)})
+
+    def resume(self, names: Mapping[str, str], upload_id: str, sent: dict[int, SentPart] | None = None) -> Multipart:
+        """Return a multipart upload that was begun before, not necessarily of this object, but for this client."""
+        return Multipart(self._client, names, upload_id, sent)
+
+    def says_gone(self, error: Exception) -> bool:
+        """Tell whether *error* is the store's word that there is no such multipart upload."""
+        return isinstance(error, self._client.exceptions.ClientError) and _code(error) == "NoSuchUpload"
+
+    def put(
+        self, data: int, nbytes: int, crc32: int, *, overwrite: bool, drops: bool, ahead: Multipart | None = None
+    ) -> None:
         """
         Publish the file at the descriptor *data*.
 
@@ -145,6 +116,7 @@ class S3Target:
             crc32: Of the whole.
             overwrite: Whether it may take the place of another object.
             drops: Whether to keep the page cache low.
+            ahead: What was begun before; its parts are not sent again.
 
         Raises:
             AssemblyError: The store says that the object has another size.
@@ -153,45 +125,37 @@ class S3Target:
         """
         if not overwrite and self._head() is not None:
             raise self._exists()
-        begun = self._client.create_multipart_upload(
-            **self._names, ChecksumAlgorithm="CRC32", Metadata={_NOTE: crc32_text(crc32)}
-        )
-        names = {**self._names, "UploadId": begun["UploadId"]}
+        multipart = ahead or self._begin({_NOTE: crc32_text(crc32)})
         try:
-            parts = self._send(names, data, nbytes, crc32, drops=drops)
-            self._complete(names, parts, overwrite=overwrite)
+            self._send(multipart, data, nbytes, crc32, drops=drops)
+            self._complete(multipart, overwrite=overwrite)
         except BaseException:
-            with contextlib.suppress(Exception):
-                self._client.abort_multipart_upload(**names)
+            multipart.abort()
             raise
         found = self._head()
         if found is None or found["ContentLength"] != nbytes:
             size = None if found is None else found["ContentLength"]
             raise AssemblyError(f"{self.url} has {size} bytes, not the {nbytes} that were sent")
 
-    def _send(self, names: dict[str, Any], data: int, nbytes: int, crc32: int, *, drops: bool) -> list[dict[str, Any]]:
-        parts, size, whole = [], self.part_size(nbytes), 0
-        for number, start in enumerate(range(0, max(1, nbytes), size), 1):
-            body = _Range(data, start, min(size, nbytes - start))
-            crc = body.crc32()
-            whole = combine_crc32(whole, crc, len(body))
-            text = base64.b64encode(crc.to_bytes(4, "big")).decode()
-            sent = self._client.upload_part(**names, PartNumber=number, Body=body, ChecksumCRC32=text)
-            if sent.get("ChecksumCRC32", text) != text:
-                raise ChecksumMismatchError(text, sent["ChecksumCRC32"], number - 1)
-            parts.append({"PartNumber": number, "ETag": sent["ETag"], "ChecksumCRC32": text})
-            if drops:
-                drop_pages(data, 0, 0)
+    def _begin(self, notes: dict[str, str]) -> Multipart:
+        begun = self._client.create_multipart_upload(**self.names, ChecksumAlgorithm="CRC32", Metadata=notes)
+        return Multipart(self._client, self.names, begun["UploadId"])
+
+    def _send(self, multipart: Multipart, data: int, nbytes: int, crc32: int, *, drops: bool) -> None:
+        whole = 0
+        for part in parts_of(nbytes, self.part_size(nbytes)) if nbytes else [Part(1, 0, 0)]:
+            if part.number not in multipart.sent:
+                multipart.send(data, part, drops=drops)
+            whole = combine_crc32(whole, multipart.sent[part.number].crc32, part.length)
         if whole != crc32:
             raise ChecksumMismatchError(crc32_text(crc32), crc32_text(whole))
-        return parts
 
-    def _complete(self, names: dict[str, Any], parts: list[dict[str, Any]], *, overwrite: bool) -> None:
+    def _complete(self, multipart: Multipart, *, overwrite: bool) -> None:
         operation = self._client.meta.service_model.operation_model("CompleteMultipartUpload")
         only_new = not overwrite and "IfNoneMatch" in operation.input_shape.members
         condition = {"IfNoneMatch": "*"} if only_new else {}
         try:
-            self._client.complete_multipart_upload(**names, MultipartUpload={"Parts": parts}, **condition)
+            multipart.complete(**condition)
         except self._client.exceptions.ClientError as error:
             if _code(error) == "PreconditionFailed":
                 raise self._exists() from error
@@ -199,7 +163,7 @@ class S3Target:
 
     def _head(self) -> dict[str, Any] | None:
         try:
-            found: dict[str, Any] = self._client.head_object(**self._names)
+            found: dict[str, Any] = self._client.head_object(**self.names)
         except self._client.exceptions.ClientError as error:
             if _code(error) in ("404", "NoSuchKey", "NotFound"):
                 return None

@@ -37,6 +37,7 @@ from memguard.files._journal import (
 from memguard.files._locks import OPEN, BusyError, locked, mark_in_use
 from memguard.files._publishing import RENAMES_OPEN_FILES, Unpublished, naming
 from memguard.files._s3 import AssembledObject, S3Target
+from memguard.files._sending import Sending, Source
 from memguard.files._slots import in_thread
 from memguard.values import Progress, gate_of
 
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 DATA, JOURNAL = "data", "journal"
 _FINISH = (1 << 40) + 1
 """Who finishes or verifies holds this byte of the journal."""
+_SEND = _FINISH + 1
+"""Who sends to an object store holds this one; taken after the other."""
 _BUSY_SECONDS = 0.01
 
 
@@ -66,6 +69,7 @@ class Upload:
         self._closed = False
         self._began = time.monotonic()
         self._received_before: int | None = None
+        self._sending = Sending(folder, durable=store.durability != "none")
         self.upload_id = upload_id
         try:
             self._journal = os.open(folder / JOURNAL, OPEN)
@@ -218,6 +222,54 @@ class Upload:
         level = gate_of(self._store.breaker).level
         return Progress(done, self.total_bytes, percent, rate, eta, self.chunk_bytes, level)
 
+    # ----- sending ahead
+
+    def send(self, target: S3Target) -> int:
+        """
+        Send those parts of the object whose bytes have all arrived and that are not there yet; return how many bytes.
+
+        So :meth:`finish` has only the rest to send. Call it after each chunk, or now and then, or not at all; in the
+        next process as well, which asks the store what is there. If somebody else is sending this upload, it returns 0
+        at once: the next call sends what is left, or :meth:`finish`. To send it elsewhere, or in parts of another size,
+        gives up what was sent, as far as the store can be reached through *target*.
+
+        Raises:
+            AssemblyError: Somebody cut the upload's file.
+            ChecksumMismatchError: The bytes on the disk are not those that arrived.
+            UploadNotFoundError: It was aborted or removed.
+            OSError: It cannot be read. What the client raises is passed on; either way it can be tried again.
+        """
+        with contextlib.suppress(BusyError), self._locked(_SEND, wait=False) as journal:
+            header = self._header()
+            if header.phase is not Phase.PUBLISHED:
+                with self._source(header, journal) as source:
+                    return self._sending.send(target, source)
+        return 0
+
+    async def asend(self, target: S3Target) -> int:
+        """Send as :meth:`send` does, without blocking the event loop."""
+        return await in_thread(self.send, target)
+
+    @contextlib.contextmanager
+    def _source(self, header: Header, journal: int) -> Iterator[Source]:
+        """Open what there is to send, through descriptors of its own: the upload may be closed meanwhile."""
+        assert self._data is not None
+        check_size(self._data, header)
+        data = os.dup(self._data)
+        try:
+            records = read_at(journal, header.chunks * RECORD_BYTES, HEADER_BYTES)
+            yield Source(data, header, records, self._dropper is not None, lambda: self._check_there(journal))
+        finally:
+            os.close(data)
+
+    def _check_there(self, journal: int) -> None:
+        try:
+            there = (self._folder / JOURNAL).stat()
+        except FileNotFoundError:
+            raise self._not_found() from None
+        if not os.path.samestat(there, os.fstat(journal)):
+            raise self._not_found()
+
     # ----- the end
 
     @overload
@@ -229,8 +281,8 @@ class Upload:
         Publish the file under *dest*: verified, whole, in one step. Again with the same *dest*: the same answer.
 
         Takes milliseconds whatever the size: the data are where they were written, and get another name. Only on
-        another file system they are copied, and to an object store sent. A checksum other than CRC-32 is computed as
-        chunks come in order; what is left of that is read here.
+        another file system they are copied, and to an object store sent, but for what :meth:`send` has sent. A checksum
+        other than CRC-32 is computed as chunks come in order; what is left of that is read here.
 
         Raises:
             ChecksumMismatchError: The whole is not what was said.
@@ -240,14 +292,16 @@ class Upload:
             UploadNotFoundError: It was aborted or removed.
             OSError: It cannot be published; it can be tried again.
         """
-        with self._locked(_FINISH):
+        with self._locked(_FINISH), self._locked(_SEND) as journal:
             header = self._header()
             if isinstance(dest, S3Target):
-                found: AssembledFile | AssembledObject = self._finish_object(header, dest, overwrite=overwrite)
+                found: AssembledFile | AssembledObject = self._finish_object(header, dest, journal, overwrite=overwrite)
+                self._sending.drop(dest)
             else:
                 target = Path(os.path.abspath(dest))  # noqa: PTH100 - a link stays what it is
                 with naming(self._folder):
                     found = self._published(header, target) or self._publish(header, target, overwrite=overwrite)
+                self._sending.drop(None)
             self._store._forget_prefix(self.upload_id)
             return found
 
@@ -259,18 +313,21 @@ class Upload:
         """Publish as :meth:`finish` does, without blocking the event loop."""
         return await in_thread(lambda: self.finish(dest, overwrite=overwrite))
 
-    def _finish_object(self, header: Header, target: S3Target, *, overwrite: bool) -> AssembledObject:
+    def _finish_object(self, header: Header, target: S3Target, journal: int, *, overwrite: bool) -> AssembledObject:
         crc = self._crc32(header)
         there = header.phase is not Phase.RECEIVING and header.dest == target.url
-        if there and header.phase is Phase.PUBLISHING and target.holds(header.total_bytes, crc):
+        if there and header.phase is Phase.PUBLISHING and target.holds(header.total_bytes, crc, header.inode):
             self._done(header)
         elif header.phase is Phase.PUBLISHED:
             if not there:
                 raise self._elsewhere(header, target.url)
         else:
-            data = self._ready(header)
-            self._write_header(header.to(Phase.PUBLISHING, target.url), durable=self._store.durability != "none")
-            target.put(data, header.total_bytes, crc, overwrite=overwrite, drops=self._dropper is not None)
+            self._ready(header)
+            with self._source(header, journal) as source:
+                ahead = self._sending.resume(target, source)
+                noted = replace(header.to(Phase.PUBLISHING, target.url), device=0, inode=ahead.token if ahead else 0)
+                self._write_header(noted, durable=self._store.durability != "none")
+                self._sending.publish(target, source, crc, ahead, overwrite=overwrite)
             header = header.to(Phase.PUBLISHED, target.url)
             self._done(header)
         return AssembledObject(target.url, header.total_bytes, self._checksum(header))
@@ -368,13 +425,22 @@ class Upload:
             crc = combine_crc32(crc, record.crc32, record.length)
         return crc
 
-    def abort(self) -> None:
-        """Give it up: what has arrived is removed. A published file stays."""
+    def abort(self, target: S3Target | None = None) -> None:
+        """
+        Give it up: what has arrived is removed, and what was sent ahead. A published file stays.
+
+        Args:
+            target: Through its client the store is told to drop what was sent ahead; None for that of the last
+                :meth:`send` of this object. If there is none, or the store cannot be reached, the bucket's lifecycle
+                rule AbortIncompleteMultipartUpload has to drop it.
+        """
         with contextlib.suppress(UploadNotFoundError, ValueError):
             self._unhide(self._header())
+        begun = self._sending.begun()
         self.close()
         self._store._remove(self._folder)
         self._store._forget_prefix(self.upload_id)
+        self._sending.give_up(begun, target)
 
     def close(self) -> None:
         """Let go of its files; a second call does nothing. The upload itself stays."""
@@ -454,17 +520,17 @@ class Upload:
             self._dropper = PageDropper(self._data)
 
     @contextlib.contextmanager
-    def _locked(self, start: int, *, wait: bool = True) -> Iterator[None]:
-        """Hold one byte of the journal."""
+    def _locked(self, start: int, *, wait: bool = True) -> Iterator[int]:
+        """Hold one byte of the journal; yield its descriptor, a new one."""
         if self._closed:
             raise ValueError(f"{self!r} is closed; open it again")
         with contextlib.ExitStack() as stack:
             try:
                 with naming(self._folder / JOURNAL):
-                    stack.enter_context(locked(self._folder / JOURNAL, start, wait=wait))
+                    number = stack.enter_context(locked(self._folder / JOURNAL, start, wait=wait))
             except FileNotFoundError:
                 raise self._not_found() from None
-            yield
+            yield number
 
     def _verify_after_boot(self, header: Header) -> None:
         """After the machine's death, let only those chunks count that are on the disk as they were written."""
