@@ -197,20 +197,32 @@ def test_a_type_whose_size_cannot_be_asked_does_no_harm():
     assert kept
 
 
-def test_a_census_leaves_nothing_for_the_collector():
-    import gc
+ALONE = """
+import gc
+from memguard.attribution._census import take_census
 
-    take_census()
-    gc.collect()
-    gc.disable()
-    try:
-        before = len(gc.get_objects())
-        take_census()
-        after = len(gc.get_objects())
-    finally:
-        gc.enable()
+class Owner:
+    def __init__(self, shared, own):
+        self.shared, self.own = shared, own
 
-    assert after - before < 50
+shared = [list(range(2000)) for _ in range(30)]
+owners = [Owner(shared[number % 30], dict.fromkeys(range(5))) for number in range(3000)]
+others = [[number] for number in range(60_000)]
+gc.collect()
+gc.disable()
+before = len(gc.get_objects())
+census = take_census()
+print(len(gc.get_objects()) - before, gc.collect())
+assert "__main__.Owner.shared" in {each.holder for each in census.containers}
+"""
+
+
+def test_a_census_leaves_nothing_for_the_collector_and_makes_no_dicts_of_thousands_of_objects():
+    out = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, timeout=60, check=False)
+
+    assert out.returncode == 0, out.stderr
+    more, garbage = map(int, out.stdout.split())
+    assert (more < 200, garbage) == (True, 0)
 
 
 def test_a_snapshot_holds_no_object():

@@ -922,7 +922,7 @@ def test_many_threads_leave_it_consistent(options):
         try:
             for _ in range(3000):
                 key = dice.randrange(6)
-                match dice.randrange(7):
+                match dice.randrange(8):
                     case 0 | 1:
                         cache[key] = seed
                     case 2 | 3:
@@ -933,6 +933,8 @@ def test_many_threads_leave_it_consistent(options):
                         list(cache.items())
                     case 6:
                         cache.shrink(fraction=0.5)
+                    case 7:
+                        cache.clear()
         except Exception as error:
             failed.append(error)
 
@@ -950,6 +952,42 @@ def test_many_threads_leave_it_consistent(options):
         assert cache.total_bytes == sum(inside.sizes.values())
     if inside.expires is not None:
         assert inside.expires.keys() == inside.data.keys()
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda cache: cache.held_bytes(),
+        lambda cache: cache.shrink(fraction=0.1),
+        lambda cache: cache.clear(),
+        lambda cache: cache.resize(max_bytes=10 * MIB),
+        lambda cache: list(cache.items()),
+        lambda cache: cache._glance(),
+    ],
+    ids=["held_bytes", "shrink", "clear", "resize", "items", "glance"],
+)
+def test_a_collection_that_runs_code_in_the_midst_of_a_look_does_no_harm(look):
+    cache = LRUCache(1000)
+    cache.update((number, [number]) for number in range(300))
+    coming = iter(range(1000, 1050))
+    unfree = [(number, number) for number in range(5000)]  # tuples that are used again make the collector run less
+
+    def meanwhile(phase, info):
+        for number in coming:
+            cache[number] = number
+            break
+
+    threshold = gc.get_threshold()
+    gc.callbacks.append(meanwhile)
+    gc.set_threshold(1)
+    try:
+        look(cache)
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(meanwhile)
+
+    assert cache.keys() <= {*range(300), *range(1000, 1050)}
+    assert unfree
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ from typing import Any
 
 _SAMPLE = 50_000
 _LONGEST = 20
+_OWNERS = 2
+"""So many of those that hold one container are asked what they call it."""
 _LEAST_LENGTH = 200
 _LOOKED_INTO = 200
 """So many elements of a container stand for all of them."""
@@ -167,20 +169,40 @@ def _holders(longest: Sequence[Any]) -> dict[int, str]:
     """Return where the containers hang, by their id, as far as that has a name."""
     found: dict[int, str] = {}
     dicts: dict[int, tuple[dict[Any, Any], int, str]] = {}
-    wanted = {id(each) for each in longest}
+    wanted = dict.fromkeys(map(id, longest), _OWNERS)
     for referrer in gc.get_referrers(*longest) if longest else ():
+        if not isinstance(referrer, dict) and not _asks(referrer, wanted):
+            continue
         prefix, attributes = _attributes(referrer)
         for key, value in attributes.items():
             if id(value) in wanted and prefix:
                 found.setdefault(id(value), f"{prefix}.{key}")
             elif id(value) in wanted:
                 dicts[id(referrer)] = referrer, id(value), str(key)
+    wanted = dict.fromkeys(dicts, _OWNERS)
     for owner in gc.get_referrers(*(each for each, _, _ in dicts.values())) if dicts else ():
+        if not isinstance(owner, type) and not _asks(owner, wanted):
+            continue
         for part in gc.get_referents(owner) if isinstance(owner, type) else (_own_dict(owner),):
             _, held, key = dicts.get(id(part), (None, 0, ""))
             if held:
                 found.setdefault(held, f"{name_of(owner if isinstance(owner, type) else type(owner))}.{key}")
     return found
+
+
+def _asks(owner: object, wanted: dict[int, int]) -> bool:
+    """
+    Tell whether to ask *owner* for its attributes; of those that hold the same thing a few are asked.
+
+    To ask an object makes a dict of its attributes that it did not have and then keeps: a million objects that share
+    one container would grow by a hundred megabytes.
+    """
+    if not type(owner).__dictoffset__:
+        return False
+    held = [id(part) for part in gc.get_referents(owner) if wanted.get(id(part))]
+    for each in held:
+        wanted[each] -= 1
+    return bool(held)
 
 
 def _attributes(referrer: Any) -> tuple[str, dict[Any, Any]]:

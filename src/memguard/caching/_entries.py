@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from itertools import islice
 from typing import Any, TypeAlias
 
 from memguard.caching._bounds import UNBOUNDED
@@ -21,6 +22,21 @@ Gone: TypeAlias = list[tuple[Any, Any, EvictionReason]]
 _SWEEPS_A_LIFE = 16
 """How often in a time to live all entries are looked through for those that have expired, at most."""
 _NEVER = math.inf
+
+
+def pairs_of(data: dict[Any, Any], count: int | None = None, *, newest: bool = False) -> list[tuple[Any, Any]]:
+    """
+    Return so many keys and values, without hashing; as a dict has them: by when they were stored.
+
+    Some change *data* without the lock. No other thread comes in between, unless the collector runs, which up to Python
+    3.11 may be at any pair that is made, and lets code of the program run; then it begins again.
+    """
+    while True:
+        items = dict.items(data)
+        try:
+            return list(islice(reversed(items) if newest else items, count))
+        except RuntimeError:  # it changed meanwhile
+            continue
 
 
 class Entries:
@@ -122,8 +138,7 @@ class Entries:
 
     def clear(self, gone: Gone) -> None:
         """Drop all."""
-        for key, held in dict.items(self.data):  # in no order, and without hashing
-            gone.append((key, held, "deleted"))
+        gone.extend((key, held, "deleted") for key, held in pairs_of(self.data))
         self.data.clear()
         for part in (self.sizes, self.expires, self._lives):
             if part is not None:
@@ -168,7 +183,7 @@ class Entries:
             return []
         now = self._now()
         over, earliest = [], _NEVER
-        for key, at in list(self.expires.items()):
+        for key, at in pairs_of(self.expires):
             if at <= now:
                 over.append(key)
             elif at < earliest:

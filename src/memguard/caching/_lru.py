@@ -19,11 +19,10 @@ import time
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, ItemsView, Iterator, MutableMapping, ValuesView
-from itertools import islice
 from typing import Any, TypeAlias, TypeVar
 
 from memguard.caching._bounds import UNBOUNDED, bytes_of, callable_of, entries_of, seconds_of, told, weight_of
-from memguard.caching._entries import Entries, Gone
+from memguard.caching._entries import Entries, Gone, pairs_of
 from memguard.caching._statistics import CacheStatistics, EvictionReason
 from memguard.caching._views import MISSING, Items, Missing, Values
 from memguard.errors import MemoryCircuitBreakerError
@@ -467,7 +466,7 @@ class LRUCache(MutableMapping[K, V]):
             self._entries.sizes = {}
             if isinstance(self, _Counted):
                 self.__class__ = self._fitting()  # type: ignore[assignment]
-            held: list[tuple[Any, Any]] = list(dict.items(self._entries.data))
+            held = pairs_of(self._entries.data)
         for key, each in held:
             value = self._value(each)
             size = 0 if value is MISSING else self._weigh(key, value)
@@ -534,7 +533,7 @@ class LRUCache(MutableMapping[K, V]):
             return inside.total_bytes
         with self._lock:
             count = len(inside.data)
-            sample: list[tuple[Any, Any]] = list(islice(dict.items(inside.data), _SAMPLE))
+            sample = pairs_of(inside.data, _SAMPLE)
         weighed = sum(self._weigh(key, self._value(held)) for key, held in sample)
         return weighed * count // len(sample) if sample else 0
 
@@ -584,8 +583,7 @@ class LRUCache(MutableMapping[K, V]):
 
     def _glance(self) -> int:
         """Return about how large the newest values are, of a cache that weighs none."""
-        # As a dict: newest by when they were stored, and without hashing, so no other thread comes in between.
-        newest: list[tuple[Any, Any]] = list(islice(reversed(dict.items(self._entries.data)), _GLANCE))
+        newest = pairs_of(self._entries.data, _GLANCE, newest=True)
         sizes = [deep_sizeof(self._value(held), max_objects=_GLANCE_OBJECTS) for _, held in newest]
         return sum(sizes) // max(1, len(sizes))
 
