@@ -334,7 +334,7 @@ def test_killed_between_the_name_and_the_note_of_it_it_is_finished_all_the_same(
 
 def test_killed_before_the_name_it_can_be_finished_elsewhere(upload, store, out, monkeypatch):
     fill(upload)
-    monkeypatch.setattr(_upload, "_name", lambda *args, **options: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(_upload, "give_name", lambda *args, **options: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         upload.finish(out)
     monkeypatch.undo()

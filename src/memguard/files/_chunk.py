@@ -7,24 +7,16 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO, Protocol, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 from memguard.errors import AssemblyError, ChecksumMismatchError, UploadConflictError
 from memguard.files._caching import DROP_BYTES, PageDropper
 from memguard.files._checksums import Checksum, Hasher, crc32_text
 from memguard.files._copying import BUFFER_BYTES, read_into, write_all
-from memguard.files._journal import Header, Record, pack_record, record_offset
+from memguard.files._journal import Header, Record
 
 Data: TypeAlias = bytes | bytearray | memoryview | BinaryIO | Iterable[bytes]
 """What a chunk may come as."""
-
-
-class Journal(Protocol):
-    """Where records are."""
-
-    def record(self, index: int) -> Record | None:
-        """Return the record of a chunk that has arrived."""
-        ...
 
 
 def pieces_of(data: Data) -> Iterator[memoryview]:
@@ -170,8 +162,3 @@ def check_size(data: int, header: Header) -> None:
         raise AssemblyError(
             f"somebody cut the upload's file to {size} of {header.total_bytes} bytes; abort the upload and begin anew"
         )
-
-
-def write_record(journal: int, index: int, record: Record) -> None:
-    """Write a record in one piece."""
-    write_all(journal, pack_record(index, record), record_offset(index))

@@ -150,3 +150,52 @@ class Unpublished:
         if self._directory is not None:
             os.close(self._directory)
             self._directory = None
+
+
+def hidden_name(upload_id: str, target: Path) -> Path:
+    """Return what a file that is being published as *target* may be called for a moment."""
+    return target.parent / f".{upload_id}{_HIDDEN}"
+
+
+def is_file(path: Path, device: int, inode: int, nbytes: int) -> bool:
+    """Tell whether there is this file, and as large as that."""
+    try:
+        status = path.stat()
+    except OSError:
+        return False
+    return (status.st_dev, status.st_ino, status.st_size) == (device, inode, nbytes)
+
+
+def give_name(file: Path, target: Path, hidden: Path, *, overwrite: bool) -> bool:
+    """
+    Give *file* the name *target* as well, in one step; return False where it takes a copy.
+
+    Raises:
+        FileExistsError: There is one, and *overwrite* is False.
+        OSError: It cannot be named there.
+    """
+    try:
+        if not overwrite:
+            os.link(file, target)
+            return True
+        hidden.unlink(missing_ok=True)
+        os.link(file, hidden)
+    except OSError as error:
+        if error.errno in (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
+            return False
+        raise
+    hidden.replace(target)
+    hidden.unlink(missing_ok=True)  # where both were names of one file, nothing was replaced
+    return True
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the disk has the names in *folder*, where that can be asked for."""
+    if os.name != "posix":
+        return
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        with naming(folder):
+            os.fsync(number)
+    finally:
+        os.close(number)

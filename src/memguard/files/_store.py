@@ -23,12 +23,13 @@ from memguard.files._caching import in_container
 from memguard.files._checksums import parse_checksum
 from memguard.files._copying import read_at, write_all
 from memguard.files._journal import HEADER_BYTES, MOST_CHUNK_BYTES, RECORD_BYTES, Header, Phase
+from memguard.files._journal_file import JOURNAL
 from memguard.files._locks import OPEN, claim
 from memguard.files._names import check_name
 from memguard.files._prefix import Prefix
-from memguard.files._publishing import RENAMES_OPEN_FILES
+from memguard.files._publishing import RENAMES_OPEN_FILES, hidden_name
 from memguard.files._slots import Slots, in_thread
-from memguard.files._upload import DATA, JOURNAL, Upload, hidden_name
+from memguard.files._upload import DATA, Upload
 from memguard.units import ByteSize, parse_bytes
 from memguard.values import Gate
 
@@ -140,7 +141,7 @@ class UploadStore:
         if not folder.exists():
             self._begin(folder, header)
         upload = Upload(self, upload_id, folder)
-        there = upload._header()
+        there = upload._journal.header()
         same = (there.total_bytes, there.chunk_bytes, there.checksum) == (
             header.total_bytes,
             header.chunk_bytes,

@@ -8,10 +8,8 @@ what has arrived is always read from the journal.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import time
-import zlib
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,20 +20,21 @@ from memguard.errors import ChecksumMismatchError, MissingChunksError, UploadCon
 from memguard.files._assemble import AssembledFile, StrPath, check_room
 from memguard.files._caching import PageDropper
 from memguard.files._checksums import combine_crc32, crc32_text, parse_checksum
-from memguard.files._chunk import ChunkWriter, Data, check_size, piece_of, pieces_of, write_record
-from memguard.files._copying import BUFFER_BYTES, copy_whole, read_at, read_into, write_all
-from memguard.files._journal import (
-    HEADER_BYTES,
-    RECORD_BYTES,
-    Header,
-    Phase,
-    Record,
-    record_offset,
-    unpack_record,
-    unpack_records,
+from memguard.files._chunk import ChunkWriter, Data, check_size, piece_of, pieces_of
+from memguard.files._copying import copy_whole
+from memguard.files._journal import Header, Phase, record_offset
+from memguard.files._journal_file import JournalFile
+from memguard.files._locks import OPEN, BusyError
+from memguard.files._multipart import Part, crc32_of_range
+from memguard.files._publishing import (
+    RENAMES_OPEN_FILES,
+    Unpublished,
+    give_name,
+    hidden_name,
+    is_file,
+    naming,
+    sync_folder,
 )
-from memguard.files._locks import OPEN, BusyError, locked, mark_in_use
-from memguard.files._publishing import RENAMES_OPEN_FILES, Unpublished, naming
 from memguard.files._s3 import AssembledObject, S3Target
 from memguard.files._sending import Sending, Source
 from memguard.files._slots import in_thread
@@ -44,7 +43,7 @@ from memguard.values import Progress, gate_of
 if TYPE_CHECKING:
     from memguard.files._store import UploadStore
 
-DATA, JOURNAL = "data", "journal"
+DATA = "data"
 _FINISH = (1 << 40) + 1
 """Who finishes or verifies holds this byte of the journal."""
 _SEND = _FINISH + 1
@@ -66,21 +65,16 @@ class Upload:
     def __init__(self, store: UploadStore, upload_id: str, folder: Path) -> None:
         self._store = store
         self._folder = folder
-        self._closed = False
         self._began = time.monotonic()
         self._received_before: int | None = None
-        self._sending = Sending(folder, durable=store.durability != "none")
-        self.upload_id = upload_id
-        try:
-            self._journal = os.open(folder / JOURNAL, OPEN)
-        except (FileNotFoundError, NotADirectoryError):
-            raise self._not_found() from None
+        self._durable = store.durability != "none"
+        self._sending = Sending(folder, durable=self._durable)
         self._data: int | None = None
         self._dropper: PageDropper | None = None
+        self.upload_id = upload_id
+        self._journal = JournalFile(folder, durable=self._durable)
         try:
-            if not mark_in_use(self._journal):
-                raise self._not_found()  # it is being removed
-            header = self._header()
+            header = self._journal.header()
             self._open_data(header)
             self._verify_after_boot(header)
         except BaseException:
@@ -149,8 +143,9 @@ class Upload:
         self._check_index(index)
         expected = None if checksum is None else parse_checksum(checksum)
         gate_of(self._store.breaker).check()
-        with self._locked(record_offset(index), wait=wait):
-            header, record = self._header(), self.record(index)
+        with self._journal.locked(record_offset(index), wait=wait):
+            header = self._journal.header()
+            record = self._journal.record(index, header)
             if header.phase is not Phase.RECEIVING and record is None:
                 raise UploadConflictError(f"{self.upload_id} was published as {header.dest}; it takes no more chunks")
             data = self._data if header.phase is Phase.RECEIVING else None
@@ -172,16 +167,15 @@ class Upload:
         if record is None:
             return False
         assert self._data is not None
+        every = self._store.durability == "chunk"
         with naming(self._folder / DATA):
-            if self._store.durability == "chunk":
+            if every:
                 os.fsync(self._data)
-            write_record(self._journal, index, record)
-            if self._store.durability == "chunk":
-                os.fsync(self._journal)
-            header = self._header()
+            self._journal.write_record(index, record, durable=every)
+            header = self._journal.header()
             prefix = self._store._prefix(self.upload_id, header)
             if prefix is not None:
-                prefix.advance(self._data, header, self.record)
+                prefix.advance(self._data, header, lambda each: self._journal.record(each, header))
         return True
 
     def _check_index(self, index: int) -> None:
@@ -192,23 +186,16 @@ class Upload:
 
     # ----- seeing
 
-    def record(self, index: int) -> Record | None:
-        """Return the record of a chunk that has arrived, else None."""
-        return unpack_record(self._read(record_offset(index), RECORD_BYTES), index, self._header())
-
-    def _records(self, header: Header) -> dict[int, Record]:
-        return unpack_records(self._read(HEADER_BYTES, header.chunks * RECORD_BYTES), header)
-
     @property
     def missing(self) -> tuple[int, ...]:
         """The indexes of chunks that have not arrived."""
-        there = self._records(self._header())
+        there = self._journal.records(self._journal.header())
         return tuple(index for index in range(self.chunks) if index not in there)
 
     @property
     def received_bytes(self) -> int:
         """The bytes that have arrived."""
-        return sum(record.length for record in self._records(self._header()).values())
+        return sum(record.length for record in self._journal.records(self._journal.header()).values())
 
     @property
     def progress(self) -> Progress:
@@ -239,8 +226,8 @@ class Upload:
             UploadNotFoundError: It was aborted or removed.
             OSError: It cannot be read. What the client raises is passed on; either way it can be tried again.
         """
-        with contextlib.suppress(BusyError), self._locked(_SEND, wait=False) as journal:
-            header = self._header()
+        with contextlib.suppress(BusyError), self._journal.locked(_SEND, wait=False) as journal:
+            header = self._journal.header()
             if header.phase is not Phase.PUBLISHED:
                 with self._source(header, journal) as source:
                     return self._sending.send(target, source)
@@ -257,18 +244,10 @@ class Upload:
         check_size(self._data, header)
         data = os.dup(self._data)
         try:
-            records = read_at(journal, header.chunks * RECORD_BYTES, HEADER_BYTES)
-            yield Source(data, header, records, self._dropper is not None, lambda: self._check_there(journal))
+            records, drops = self._journal.packed_records(header), self._dropper is not None
+            yield Source(data, header, records, drops, lambda: self._journal.check_there(journal))
         finally:
             os.close(data)
-
-    def _check_there(self, journal: int) -> None:
-        try:
-            there = (self._folder / JOURNAL).stat()
-        except FileNotFoundError:
-            raise self._not_found() from None
-        if not os.path.samestat(there, os.fstat(journal)):
-            raise self._not_found()
 
     # ----- the end
 
@@ -292,8 +271,8 @@ class Upload:
             UploadNotFoundError: It was aborted or removed.
             OSError: It cannot be published; it can be tried again.
         """
-        with self._locked(_FINISH), self._locked(_SEND) as journal:
-            header = self._header()
+        with self._journal.locked(_FINISH), self._journal.locked(_SEND) as journal:
+            header = self._journal.header()
             if isinstance(dest, S3Target):
                 found: AssembledFile | AssembledObject = self._finish_object(header, dest, journal, overwrite=overwrite)
                 self._sending.drop(dest)
@@ -326,7 +305,7 @@ class Upload:
             with self._source(header, journal) as source:
                 ahead = self._sending.resume(target, source)
                 noted = replace(header.to(Phase.PUBLISHING, target.url), device=0, inode=ahead.token if ahead else 0)
-                self._write_header(noted, durable=self._store.durability != "none")
+                self._journal.write_header(noted)
                 self._sending.publish(target, source, crc, ahead, overwrite=overwrite)
             header = header.to(Phase.PUBLISHED, target.url)
             self._done(header)
@@ -338,7 +317,7 @@ class Upload:
             return None
         there = Path(header.dest)
         if header.phase is Phase.PUBLISHING:
-            if not _is_file(there, header):
+            if not is_file(there, header.device, header.inode, header.total_bytes):
                 return None
             self._done(header)
         if there != target:
@@ -362,17 +341,16 @@ class Upload:
 
     def _publish(self, header: Header, target: Path, *, overwrite: bool) -> AssembledFile:
         data = self._ready(header)
-        durable = self._store.durability != "none"
-        if durable:
+        if self._durable:
             os.fsync(data)
         status = os.fstat(data)
         header = replace(header.to(Phase.PUBLISHING, str(target)), device=status.st_dev, inode=status.st_ino)
-        self._write_header(header, durable=durable)
+        self._journal.write_header(header)
         if overwrite and not RENAMES_OPEN_FILES:
             self._close_data()
-        if _name(self._folder / DATA, target, self._hidden(target), overwrite=overwrite):
-            if durable:
-                _sync_folder(target.parent)
+        if give_name(self._folder / DATA, target, self._hidden(target), overwrite=overwrite):
+            if self._durable:
+                sync_folder(target.parent)
         else:
             self._publish_copy(header, target, overwrite=overwrite)
         self._done(header)
@@ -381,17 +359,16 @@ class Upload:
     def _publish_copy(self, header: Header, target: Path, *, overwrite: bool) -> None:
         """Publish a copy, on another file system; noted before, so that it is known again after a crash."""
         data = self._opened(header)
-        durable = self._store.durability != "none"
         check_room(target, header.total_bytes)
-        with Unpublished(target, overwrite=overwrite, durable=durable, hidden=self._hidden(target)) as copy:
+        with Unpublished(target, overwrite=overwrite, durable=self._durable, hidden=self._hidden(target)) as copy:
             copy_whole(data, copy.number, header.total_bytes, drops=self._store._drops)
             status = os.fstat(copy.number)
-            self._write_header(replace(header, device=status.st_dev, inode=status.st_ino), durable=durable)
+            self._journal.write_header(replace(header, device=status.st_dev, inode=status.st_ino))
             copy.publish()
 
     def _done(self, header: Header) -> None:
         """Note that it is published, and let go of its first name."""
-        self._write_header(header.to(Phase.PUBLISHED), durable=self._store.durability != "none")
+        self._journal.write_header(header.to(Phase.PUBLISHED))
         with contextlib.suppress(PermissionError):  # Windows, while anybody has it open: it goes with the upload
             (self._folder / DATA).unlink(missing_ok=True)
         self._unhide(header)
@@ -421,7 +398,7 @@ class Upload:
 
     def _crc32(self, header: Header) -> int:
         crc = 0
-        for _, record in sorted(self._records(header).items()):
+        for _, record in sorted(self._journal.records(header).items()):
             crc = combine_crc32(crc, record.crc32, record.length)
         return crc
 
@@ -435,7 +412,7 @@ class Upload:
                 rule AbortIncompleteMultipartUpload has to drop it.
         """
         with contextlib.suppress(UploadNotFoundError, ValueError):
-            self._unhide(self._header())
+            self._unhide(self._journal.header())
         begun = self._sending.begun()
         self.close()
         self._store._remove(self._folder)
@@ -444,23 +421,8 @@ class Upload:
 
     def close(self) -> None:
         """Let go of its files; a second call does nothing. The upload itself stays."""
-        if self._closed:
-            return
-        self._closed = True
-        os.close(self._journal)
+        self._journal.close()
         self._close_data()
-
-    def _opened(self, header: Header) -> int:
-        """Return the descriptor of the data; opened again where it was closed to be published, and was not."""
-        if self._data is None:
-            self._open_data(header)
-        assert self._data is not None
-        return self._data
-
-    def _close_data(self) -> None:
-        if self._data is not None:
-            os.close(self._data)
-            self._data = None
 
     def __enter__(self) -> Self:
         return self
@@ -487,116 +449,40 @@ class Upload:
     def __repr__(self) -> str:
         return f"<Upload {self.upload_id!r}, {self.total_bytes} bytes in {self.chunks} chunks>"
 
-    # ----- the journal
-
-    def _not_found(self) -> UploadNotFoundError:
-        return UploadNotFoundError(f"there is no upload {self.upload_id!r}: never begun, aborted, or removed as stale")
-
-    def _read(self, offset: int, nbytes: int) -> bytes:
-        if self._closed:
-            raise ValueError(f"{self!r} is closed; open it again")
-        with naming(self._folder / JOURNAL):
-            return read_at(self._journal, nbytes, offset)
-
-    def _header(self) -> Header:
-        header = Header.unpack(self._read(0, HEADER_BYTES))
-        with naming(self._folder / JOURNAL):
-            removed = os.fstat(self._journal).st_nlink == 0
-        if header is None or removed:
-            raise self._not_found()
-        return header
-
-    def _write_header(self, header: Header, *, durable: bool) -> None:
-        write_all(self._journal, header.pack().ljust(HEADER_BYTES, b"\0"), 0)
-        if durable:
-            os.fsync(self._journal)
+    # ----- its files
 
     def _open_data(self, header: Header) -> None:
         with contextlib.suppress(FileNotFoundError):
             self._data = os.open(self._folder / DATA, OPEN)
         if self._data is None and header.phase is Phase.RECEIVING:
-            raise self._not_found()
+            raise self._journal.not_found()
         if self._data is not None and self._store._drops:
             self._dropper = PageDropper(self._data)
 
-    @contextlib.contextmanager
-    def _locked(self, start: int, *, wait: bool = True) -> Iterator[int]:
-        """Hold one byte of the journal; yield its descriptor, a new one."""
-        if self._closed:
-            raise ValueError(f"{self!r} is closed; open it again")
-        with contextlib.ExitStack() as stack:
-            try:
-                with naming(self._folder / JOURNAL):
-                    number = stack.enter_context(locked(self._folder / JOURNAL, start, wait=wait))
-            except FileNotFoundError:
-                raise self._not_found() from None
-            yield number
+    def _opened(self, header: Header) -> int:
+        """Return the descriptor of the data; opened again where it was closed to be published, and was not."""
+        if self._data is None:
+            self._open_data(header)
+        assert self._data is not None
+        return self._data
+
+    def _close_data(self) -> None:
+        if self._data is not None:
+            os.close(self._data)
+            self._data = None
 
     def _verify_after_boot(self, header: Header) -> None:
         """After the machine's death, let only those chunks count that are on the disk as they were written."""
-        boot = self._store.boot
+        boot, journal = self._store.boot, self._journal
         if header.boot == boot or header.phase is not Phase.RECEIVING:
             return
-        with self._locked(_FINISH):
-            header = self._header()
+        with journal.locked(_FINISH):
+            header = journal.header()
             if header.boot == boot:
                 return
-            for index, record in self._records(header).items():
-                if self._crc(header, index) != record.crc32:
-                    write_all(self._journal, b"\0" * RECORD_BYTES, record_offset(index))
-            fresh = Header(header.total_bytes, header.chunk_bytes, header.checksum, boot)
-            self._write_header(fresh, durable=self._store.durability != "none")
-
-    def _crc(self, header: Header, index: int) -> int | None:
-        assert self._data is not None
-        buffer = memoryview(bytearray(BUFFER_BYTES))
-        crc, at = 0, index * header.chunk_bytes
-        end = at + header.length(index)
-        while at < end:
-            got = read_into(self._data, buffer[: min(BUFFER_BYTES, end - at)], at)
-            if not got:
-                return None
-            crc = zlib.crc32(buffer[:got], crc)
-            at += got
-        return crc
-
-
-def hidden_name(upload_id: str, target: Path) -> Path:
-    """Return what a file that is being published as *target* may be called for a moment."""
-    return target.parent / f".{upload_id}.memguard-part"
-
-
-def _is_file(path: Path, header: Header) -> bool:
-    try:
-        status = path.stat()
-    except OSError:
-        return False
-    found = (status.st_dev, status.st_ino, status.st_size)
-    return found == (header.device, header.inode, header.total_bytes)
-
-
-def _name(data: Path, target: Path, hidden: Path, *, overwrite: bool) -> bool:
-    """Give *data* the name *target* as well, in one step; return False where it takes a copy."""
-    try:
-        if not overwrite:
-            os.link(data, target)
-            return True
-        hidden.unlink(missing_ok=True)
-        os.link(data, hidden)
-    except OSError as error:
-        if error.errno in (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
-            return False
-        raise
-    hidden.replace(target)
-    hidden.unlink(missing_ok=True)  # where both were names of one file, nothing was replaced
-    return True
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
+            assert self._data is not None
+            for index, record in journal.records(header).items():
+                chunk = Part(index, index * header.chunk_bytes, record.length)
+                if crc32_of_range(self._data, chunk) != record.crc32:
+                    journal.write_record(index, None)
+            journal.write_header(Header(header.total_bytes, header.chunk_bytes, header.checksum, boot))

@@ -279,7 +279,7 @@ class MemoryMonitor:
     def _explained_bytes(self) -> int:
         # The caches of this process explain themselves; a foreign sampler speaks of another process.
         total = self._inside.cached_bytes() if self._config.sampler is None else 0
-        for name, read in list(self._explained.items()):
+        for name, read in self._explained.copy().items():
             try:
                 total += max(0, int(read()))
             except Exception:
@@ -401,7 +401,7 @@ class MemoryMonitor:
             "allocator": {"name": heap.name, "in_use_bytes": heap.in_use_bytes, "free_bytes": heap.free_bytes},
             "explained_bytes": {
                 "caches": shrinkables.held_bytes(),
-                **{name: int(read()) for name, read in list(self._explained.items())},
+                **{name: int(read()) for name, read in self._explained.copy().items()},
             },
             "operations": {
                 name: {
