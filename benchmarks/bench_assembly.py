@@ -3,6 +3,9 @@ Parts to one file: `assemble` beside `cat` and what else people write; and uploa
 
 Nothing waits for the disk unless it says so ("durable"), as `cat` does not. What is read was just written, so it comes
 from the page cache. Parts arrive from memory, in random order.
+
+In a container of 64 MiB, where the kernel lets one be made, parts are read from the disk; ours are durable there and
+include the start of the interpreter.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from pathlib import Path
 from measuring import Measure, Report, in_turns, paired, read_options
 
 import memguard
+from memguard.cli._box import make_box
 
 PART_BYTES = 2 * 1024**2
 MIB = 1024**2
@@ -185,6 +189,94 @@ class Ground:
         return work
 
 
+IN_CONTAINER = """
+import os, sys
+import memguard
+how, dest, *parts = sys.argv[1:]
+if how == "upload":
+    store = memguard.UploadStore(dest + ".store", breaker=memguard.UNGUARDED)
+    sizes = [os.stat(part).st_size for part in parts]
+    with store.create("whole", total_bytes=sum(sizes), chunk_bytes=sizes[0]) as upload:
+        for index, part in enumerate(parts):
+            with open(part, "rb", buffering=0) as file:
+                upload.write_chunk(index, file)
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        upload.finish(dest)
+    store.remove_stale(older_than=0)
+else:
+    memguard.assemble(parts, dest, checksum=how if ":" in how else None)
+"""
+
+
+class Container:
+    """
+    The same in a container of 64 MiB.
+
+    Attributes:
+        peaks: MiB of all that counted against it, by contender.
+    """
+
+    def __init__(self, ground: Ground) -> None:
+        self._ground = ground
+        self.peaks: dict[str, list[float]] = defaultdict(list)
+
+    def measure(self, name: str, *command: str) -> Measure:
+        """Return what measures the seconds of *command*, which is given where the whole and the parts are."""
+
+        def once() -> float:
+            ground = self._ground
+            os.sync()
+            for part in ground.parts:
+                forget(part)
+            with make_box(64 * MIB, kind="cgroup") as box:
+                argv = box.command([*command, str(ground.dest), *map(str, ground.parts)])
+                began = time.perf_counter()
+                subprocess.run(argv, check=True, capture_output=True)
+                seconds = time.perf_counter() - began
+                self.peaks[name].append(box.peak_bytes() / MIB)
+            ground.dest.unlink()
+            return seconds
+
+        return once
+
+
+def forget(path: Path) -> None:
+    """Let the kernel drop the pages of a file."""
+    number = os.open(path, os.O_RDONLY)
+    os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(number)
+
+
+def report_container(report: Report, ground: Ground, rounds: int) -> None:
+    """Measure what the page cache takes of a container, and whether that takes longer."""
+    container = Container(ground)
+    ours = [sys.executable, "-c", IN_CONTAINER]
+    contenders = {
+        "cat": container.measure("cat", "/bin/sh", "-c", 'cat "$@" > "$0"'),
+        "assemble": container.measure("assemble", *ours, "plain"),
+        "assemble, sha256": container.measure("assemble, sha256", *ours, ground.sha256),
+        "Upload, crc32": container.measure("Upload, crc32", *ours, "upload"),
+    }
+    label = f"{ground.count} x 2 MB in 64 MiB"
+    try:
+        got = in_turns(contenders, rounds)
+    except OSError as error:
+        report.note(f"{label}: not measured, no memory cgroup can be made here: {error}")
+        return
+    for name, values in got.items():
+        report.add(
+            f"{label}: {name}",
+            [value * 1000 for value in values],
+            "ms",
+            versus="" if name == "cat" else f"{label}: cat",
+        )
+        report.add(f"{label}: peak, {name}", container.peaks[name][1:], "MiB")
+    for name in list(contenders)[1:]:
+        as_ratio = paired(got[name], got["cat"], lambda ours, theirs: ours / theirs)
+        report.target(f"{label}, {name} beside cat", as_ratio, "x", 1)
+        report.target(f"{label}, peak of {name}", max(container.peaks[name][1:]), "MiB", 20)
+
+
 def report_assembly(report: Report, ground: Ground, rounds: int) -> None:
     """Measure parts that are there."""
     label = f"{ground.count} x 2 MB"
@@ -260,6 +352,8 @@ def main() -> None:
             ground = Ground(Path(folder), count // 5 if options.quick else count)
             report_assembly(report, ground, 2 if options.quick else rounds)
             report_uploads(report, ground, 2 if options.quick else rounds)
+            if count == 500:
+                report_container(report, ground, 2 if options.quick else 7)
     report.finish()
 
 

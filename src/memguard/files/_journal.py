@@ -17,6 +17,8 @@ import zlib
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from memguard.files._checksums import combine_crc32
+
 HEADER_BYTES = 4096
 RECORD_BYTES = 16
 MOST_CHUNK_BYTES = 2**32 - 1
@@ -24,6 +26,7 @@ _MAGIC = b"memguard"
 _VERSION = 1
 _FIXED = struct.Struct("<8sHBxQQQQ36sHH")
 _RECORD = struct.Struct("<B3xII")
+_WHOLE_RECORD = struct.Struct("<B3xIII")
 _CRC = struct.Struct("<I")
 
 
@@ -142,19 +145,25 @@ def pack_record(index: int, record: Record) -> bytes:
 
 def unpack_record(data: bytes, index: int, header: Header) -> Record | None:
     """Return the record of chunk *index* that *data* holds; None where the chunk has not arrived."""
-    if len(data) < RECORD_BYTES or not data[0]:
-        return None
-    body = data[: _RECORD.size]
-    state, length, crc = _RECORD.unpack(body)
-    whole = _CRC.unpack_from(data, _RECORD.size)[0] == zlib.crc32(body, index & 0xFFFFFFFF)
-    return Record(length, crc) if state == 1 and whole and length == header.length(index) else None
+    return unpack_records(data[:RECORD_BYTES], header, index).get(index)
 
 
-def unpack_records(data: bytes, header: Header) -> dict[int, Record]:
-    """Return the chunks that arrived, by index; *data* is what follows the header."""
+def unpack_records(data: bytes, header: Header, first: int = 0) -> dict[int, Record]:
+    """Return the chunks that arrived, by index, in order; *data* are the records from that of chunk *first* on."""
     found = {}
-    for index in range(min(header.chunks, len(data) // RECORD_BYTES)):
-        at = index * RECORD_BYTES
-        if data[at] and (record := unpack_record(data[at : at + RECORD_BYTES], index, header)):
-            found[index] = record
+    usual, last = header.chunk_bytes, header.chunks - 1
+    view = memoryview(data)[: len(data) // RECORD_BYTES * RECORD_BYTES]
+    for index, (state, length, crc, own) in enumerate(_WHOLE_RECORD.iter_unpack(view), first):
+        if state == 1 and length == (usual if index < last else header.length(index)):
+            at = (index - first) * RECORD_BYTES
+            if own == zlib.crc32(view[at : at + _RECORD.size], index & 0xFFFFFFFF):
+                found[index] = Record(length, crc)
     return found
+
+
+def crc32_of_chunks(records: dict[int, Record]) -> int:
+    """Return the CRC-32 of the whole, combined from those of its chunks, given in their order."""
+    whole = 0
+    for record in records.values():
+        whole = combine_crc32(whole, record.crc32, record.length)
+    return whole

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Self, overload
 from memguard.errors import ChecksumMismatchError, MissingChunksError, UploadConflictError, UploadNotFoundError
 from memguard.files._assemble import AssembledFile, StrPath, check_room
 from memguard.files._caching import PageDropper
-from memguard.files._checksums import combine_crc32, crc32_text, parse_checksum
+from memguard.files._checksums import crc32_text, parse_checksum
 from memguard.files._chunk import ChunkWriter, Data, check_size, piece_of, pieces_of
 from memguard.files._copying import copy_whole
-from memguard.files._journal import Header, Phase, record_offset
+from memguard.files._journal import Header, Phase, Record, crc32_of_chunks, record_offset
 from memguard.files._journal_file import JournalFile
 from memguard.files._locks import OPEN, BusyError
 from memguard.files._multipart import Part, crc32_of_range
@@ -293,7 +293,7 @@ class Upload:
         return await in_thread(lambda: self.finish(dest, overwrite=overwrite))
 
     def _finish_object(self, header: Header, target: S3Target, journal: int, *, overwrite: bool) -> AssembledObject:
-        crc = self._crc32(header)
+        crc = crc32_of_chunks(self._journal.records(header))
         there = header.phase is not Phase.RECEIVING and header.dest == target.url
         if there and header.phase is Phase.PUBLISHING and target.holds(header.total_bytes, crc, header.inode):
             self._done(header)
@@ -301,14 +301,14 @@ class Upload:
             if not there:
                 raise self._elsewhere(header, target.url)
         else:
-            self._ready(header)
+            checksum = self._ready(header)
             with self._source(header, journal) as source:
                 ahead = self._sending.resume(target, source)
                 noted = replace(header.to(Phase.PUBLISHING, target.url), device=0, inode=ahead.token if ahead else 0)
                 self._journal.write_header(noted)
                 self._sending.publish(target, source, crc, ahead, overwrite=overwrite)
-            header = header.to(Phase.PUBLISHED, target.url)
-            self._done(header)
+            self._done(header.to(Phase.PUBLISHED, target.url))
+            return AssembledObject(target.url, header.total_bytes, checksum)
         return AssembledObject(target.url, header.total_bytes, self._checksum(header))
 
     def _published(self, header: Header, target: Path) -> AssembledFile | None:
@@ -327,20 +327,20 @@ class Upload:
     def _elsewhere(self, header: Header, target: str) -> UploadConflictError:
         return UploadConflictError(f"{self.upload_id} was published as {header.dest}, not as {target}")
 
-    def _ready(self, header: Header) -> int:
-        """Return the descriptor of the data, once they are all there and right."""
-        missing = self.missing
-        if missing:
-            raise MissingChunksError(missing)
+    def _ready(self, header: Header) -> str:
+        """Return the checksum of the whole, once it is all there and right."""
+        records = self._journal.records(header)
+        if len(records) < header.chunks:
+            raise MissingChunksError(tuple(index for index in range(header.chunks) if index not in records))
         data = self._opened(header)
         with naming(self._folder / DATA):
             check_size(data, header)
-            self._verify(header)
+            checksum = self._verified(header, data, records)
         self._unhide(header)
-        return data
+        return checksum
 
     def _publish(self, header: Header, target: Path, *, overwrite: bool) -> AssembledFile:
-        data = self._ready(header)
+        checksum, data = self._ready(header), self._opened(header)
         if self._durable:
             os.fsync(data)
         status = os.fstat(data)
@@ -354,7 +354,7 @@ class Upload:
         else:
             self._publish_copy(header, target, overwrite=overwrite)
         self._done(header)
-        return AssembledFile(target, header.total_bytes, self._checksum(header))
+        return AssembledFile(target, header.total_bytes, checksum)
 
     def _publish_copy(self, header: Header, target: Path, *, overwrite: bool) -> None:
         """Publish a copy, on another file system; noted before, so that it is known again after a crash."""
@@ -382,25 +382,17 @@ class Upload:
             with contextlib.suppress(OSError):
                 self._hidden(Path(header.dest)).unlink()
 
-    def _verify(self, header: Header) -> None:
-        if not header.checksum:
-            return
-        assert self._data is not None
-        expected = parse_checksum(header.checksum)
+    def _verified(self, header: Header, data: int, records: dict[int, Record]) -> str:
+        """Return the checksum that was said, verified; if none was, the CRC combined from those of the chunks."""
         prefix = self._store._prefix(self.upload_id, header)
-        found = crc32_text(self._crc32(header)) if prefix is None else prefix.finish(self._data, header)
-        if not expected.matches(found):
+        found = crc32_text(crc32_of_chunks(records)) if prefix is None else prefix.finish(data, header)
+        if header.checksum and not parse_checksum(header.checksum).matches(found):
             raise ChecksumMismatchError(header.checksum, found)
+        return found
 
     def _checksum(self, header: Header) -> str:
-        """Return the checksum of a whole that was verified: what was said, or the CRC combined from those of chunks."""
-        return header.checksum or crc32_text(self._crc32(header))
-
-    def _crc32(self, header: Header) -> int:
-        crc = 0
-        for _, record in sorted(self._journal.records(header).items()):
-            crc = combine_crc32(crc, record.crc32, record.length)
-        return crc
+        """Return the checksum of a whole that was verified before."""
+        return header.checksum or crc32_text(crc32_of_chunks(self._journal.records(header)))
 
     def abort(self, target: S3Target | None = None) -> None:
         """
