@@ -261,7 +261,7 @@ def report_container(report: Report, ground: Ground, rounds: int) -> None:
     try:
         got = in_turns(contenders, rounds)
     except OSError as error:
-        report.note(f"{label}: not measured, no memory cgroup can be made here: {error}")
+        report.note(label, f"not measured, no memory cgroup can be made here: {error}")
         return
     for name, values in got.items():
         report.add(

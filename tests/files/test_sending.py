@@ -304,6 +304,17 @@ def test_a_part_whose_chunk_was_lost_with_the_machine_is_looked_at_once_it_is_th
     assert client.sent == [1, 2, 3]
 
 
+def test_a_forked_child_asks_what_its_parent_has_sent(upload, target, client, monkeypatch):
+    write(upload, 0)
+    upload.send(target)
+    monkeypatch.setattr("memguard.files._sending.os.getpid", lambda: -1)
+    write(upload, 1)
+    assert upload.send(target) == PART
+
+    assert client.sent == [1, 2]
+    assert client.pages > 0
+
+
 def test_an_answer_that_was_lost_is_no_failure(upload, target, client):
     complete = client.complete_multipart_upload
 

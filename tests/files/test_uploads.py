@@ -1071,6 +1071,16 @@ def test_two_objects_of_one_process_write_one_chunk_one_after_the_other_elsewher
     assert _locks._table._locks == {}
 
 
+def test_what_another_thread_had_locked_at_a_fork_is_free_in_the_child(monkeypatch):
+    with _locks._table.held("chunk", wait=False):
+        monkeypatch.setattr(_locks, "_table", _locks._table)  # put back at the end
+        with pytest.raises(_locks.BusyError), _locks._table.held("chunk", wait=False):
+            pass
+        _locks._after_fork()
+        with _locks._table.held("chunk", wait=False):
+            pass
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_parts_are_put_together_elsewhere_too(elsewhere, tmp_path, out, overwrite):
     part = tmp_path / "part"

@@ -234,6 +234,21 @@ class Counting:
         return self.client.get_paginator(name)
 
 
+class Waiting(Counting):
+    """The same; before it sends the part *at* it says that it is busy, and waits to go on."""
+
+    def __init__(self, client, at):
+        super().__init__(client)
+        self.at = at
+        self.busy, self.go_on = threading.Event(), threading.Event()
+
+    def upload_part(self, **named):
+        if named["PartNumber"] == self.at:
+            self.busy.set()
+            assert self.go_on.wait(60)
+        return super().upload_part(**named)
+
+
 def target_of(client, key="film.mp4", part_bytes="5 MiB"):
     return S3Target(client, "films", key, part_bytes=part_bytes)
 
@@ -396,22 +411,14 @@ def test_two_that_take_turns_send_no_part_twice(client, store):
 def test_of_two_that_send_at_once_one_goes_away_at_once(client, store):
     data = random.Random(17).randbytes(20 * MIB)
     counting = Counting(client)
-    busy, go_on = threading.Event(), threading.Event()
-
-    class Waiting(Counting):
-        def upload_part(self, **named):
-            busy.set()
-            assert go_on.wait(60)
-            return super().upload_part(**named)
-
-    waiting = Waiting(client)
+    waiting = Waiting(client, at=1)
     with begun(store, data) as one, store.open("film") as other, ThreadPoolExecutor() as pool:
         write(one, data, range(20))
         sending = pool.submit(one.send, target_of(waiting))
-        assert busy.wait(60)
+        assert waiting.busy.wait(60)
         assert (other.send(target_of(counting)), one.send(target_of(counting))) == (0, 0)
         finishing = pool.submit(other.finish, target_of(counting))
-        go_on.set()
+        waiting.go_on.set()
         assert sending.result(60) == 20 * MIB
         finishing.result(60)
 
@@ -661,22 +668,13 @@ def test_an_upload_is_aborted_here_whatever_the_store_says(client, store):
 
 def test_an_upload_that_is_aborted_while_it_is_sent_leaves_nothing_in_the_store(client, store):
     data = bytes(20 * MIB)
-    busy, go_on = threading.Event(), threading.Event()
-
-    class Waiting(Counting):
-        def upload_part(self, **named):
-            if named["PartNumber"] == 2:
-                busy.set()
-                assert go_on.wait(60)
-            return super().upload_part(**named)
-
-    waiting = Waiting(client)
+    waiting = Waiting(client, at=2)
     with begun(store, data) as upload, store.open("film") as other, ThreadPoolExecutor() as pool:
         write(upload, data, range(20))
         sending = pool.submit(upload.send, target_of(waiting))
-        assert busy.wait(60)
+        assert waiting.busy.wait(60)
         other.abort()
-        go_on.set()
+        waiting.go_on.set()
         with pytest.raises(UploadNotFoundError):
             sending.result(60)
 
@@ -686,20 +684,13 @@ def test_an_upload_that_is_aborted_while_it_is_sent_leaves_nothing_in_the_store(
 
 def test_an_upload_that_is_closed_while_it_is_sent_is_sent_to_the_end(client, store):
     data = random.Random(29).randbytes(20 * MIB)
-    busy, go_on = threading.Event(), threading.Event()
-
-    class Waiting(Counting):
-        def upload_part(self, **named):
-            busy.set()
-            assert go_on.wait(60)
-            return super().upload_part(**named)
-
+    waiting = Waiting(client, at=1)
     with begun(store, data) as upload, ThreadPoolExecutor() as pool:
         write(upload, data, range(20))
-        sending = pool.submit(upload.send, target_of(Waiting(client)))
-        assert busy.wait(60)
+        sending = pool.submit(upload.send, target_of(waiting))
+        assert waiting.busy.wait(60)
         upload.close()
-        go_on.set()
+        waiting.go_on.set()
         assert sending.result(60) == 20 * MIB
     with store.open("film") as upload:
         upload.finish(target_of(client))

@@ -28,8 +28,9 @@ S3_SERVER = Path(__file__).parent.parent / "long" / "s3_server.py"
 
 
 @contextmanager
-def serving(folder, *arguments, environ=None):
-    with service(folder, *arguments, environ=environ) as (port, _):
+def serving(folder, *arguments, mode="off", environ=None):
+    """Serve; unless it is about memory, whatever the machine has left of it."""
+    with service(folder, *arguments, environ={"MEMGUARD_MODE": mode, **(environ or {})}) as (port, _):
         yield port
 
 
@@ -158,7 +159,7 @@ def test_an_upload_goes_on_after_the_service_was_killed_and_is_published_whole(t
 def test_a_chunk_for_which_there_is_no_memory_is_refused_before_its_body(tmp_path):
     film = tmp_path / "film.mp4"
     film.write_bytes(DATA)
-    with serving(tmp_path, "--limit", "8 MiB") as port:
+    with serving(tmp_path, "--limit", "8 MiB", mode="enforce") as port:
         assert ask(port, "PUT", f"/uploads/film.mp4?total={len(DATA)}&chunk={CHUNK}")[0] == 201
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
         connection.putrequest("PUT", "/uploads/film.mp4/0")
@@ -253,7 +254,7 @@ def test_health_tells_memory_and_says_503_when_it_is_short(tmp_path):
         status, found = ask(port, "GET", "/health")
         assert (status, found["memory"]["level"], found["chunks"]) == (200, "normal", {"writing": 0, "waiting": 0})
         assert 0 < found["memory"]["process_bytes"] < found["memory"]["limit_bytes"]
-    with serving(tmp_path, "--limit", "8 MiB") as port:
+    with serving(tmp_path, "--limit", "8 MiB", mode="enforce") as port:
         status, found = ask(port, "GET", "/health")
         assert (status, found["memory"]["level"], found["memory"]["limit_bytes"]) == (503, "critical", 8 * MIB)
 

@@ -133,3 +133,12 @@ class _Table:
 
 
 _table = _Table()
+
+
+def _after_fork() -> None:
+    global _table  # noqa: PLW0603 - who holds its locks is not in the child
+    _table = _Table()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -133,11 +133,16 @@ class Sending:
     def __init__(self, folder: Path, *, durable: bool) -> None:
         self._path = folder / STATE
         self._durable = durable
-        self._sender = secrets.token_hex(8)
+        self._token = secrets.token_hex(8)
         self._target: S3Target | None = None
         self._known_id = ""
         self._sent: dict[int, SentPart] = {}
         self._listed: dict[int, SentPart] = {}
+
+    @property
+    def _sender(self) -> str:
+        """Who sends through this object: a forked child is another."""
+        return f"{self._token}-{os.getpid()}"
 
     def begun(self) -> Begun | None:
         """Return what was begun, by whatever process."""
