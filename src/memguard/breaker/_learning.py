@@ -77,12 +77,14 @@ class LearnedReservation:
         self._reservation.deactivate()
 
     def __enter__(self) -> Self:
-        self._reservation.__enter__()
+        self._reservation.take()
+        self._reservation.activate()
         self._begin()
         return self
 
     async def __aenter__(self) -> Self:
-        await self._reservation.__aenter__()
+        await self._reservation.atake()
+        self._reservation.activate()
         self._begin()
         return self
 

@@ -7,7 +7,10 @@ were free and resident already, so it needed the upper one at most.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+from memguard.units import ByteSize, parse_bytes
 
 _MARGINS = (4.0, 2.0, 1.25)
 """The cost is taken so many times after one, two, and more measurements: trust grows as calls agree."""
@@ -50,3 +53,18 @@ class LearnedCost:
     def wants(self, call: int) -> bool:
         """Tell whether the call of number *call* shall be measured."""
         return self.samples < _EAGER_SAMPLES or call % _SAMPLE_EVERY == 0
+
+
+def cost_bytes(cost: ByteSize | float) -> int:
+    """
+    Return what a piece of work costs in whole bytes: a size, or a number that somebody computed, rounded up.
+
+    Raises:
+        TypeError: *cost* is neither a number nor text.
+        ValueError: It is negative, infinite or not a number, or a text that is no size.
+    """
+    if isinstance(cost, float):
+        if not 0 <= cost < math.inf:
+            raise ValueError(f"{cost!r} is not a cost; it is a number of bytes, 0 or more")
+        return math.ceil(cost)
+    return parse_bytes(cost)

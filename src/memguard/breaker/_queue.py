@@ -1,0 +1,219 @@
+"""
+Who waits for bytes: first come, first served, threads and tasks in one queue that belongs to nobody.
+
+Whoever gives back, reads or joins serves it; each who waits also looks by itself now and then, so a wake-up that is
+lost costs a moment and no more. Bytes are booked for a waiter before it is woken, so nobody can overtake it.
+
+A task whose event loop is closed is taken out. One whose loop is not running just now keeps its place, but nobody
+waits for it. Zero bytes stand in a queue of their own: the circuit alone decides about them.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from memguard.breaker._desk import HELD, OVER, WAITING, Desk, Grant
+from memguard.breaker._readings import Readings
+from memguard.signals import contained
+
+if TYPE_CHECKING:
+    from memguard.breaker._loop import LoopBell
+
+Verdict: TypeAlias = Literal["too large", "stalled"]
+_FIRST_POLL_SECONDS = 0.25
+_POLL_SECONDS = 1.0
+"""How often those look who are not the first: it costs little, and none starves whatever became of the first."""
+
+
+class Bell:
+    """Wakes one thread. A bare lock: unlike an Event, a handler in the waiting thread itself may ring it, too."""
+
+    def __init__(self) -> None:
+        self._lock = _thread.allocate_lock()
+        self._lock.acquire()
+
+    def ring(self) -> None:
+        """Wake who waits, or who will wait next."""
+        with contextlib.suppress(RuntimeError):  # it has rung already
+            self._lock.release()
+
+    def wait(self, seconds: float) -> None:
+        """Wait until it rings, or *seconds* are over."""
+        self._lock.acquire(timeout=min(seconds, _thread.TIMEOUT_MAX))
+
+    def presence(self) -> Literal["here"]:
+        """A thread that waits is there."""
+        return "here"
+
+
+class Waiter:
+    """
+    One who waits.
+
+    Attributes:
+        grant: What it waits for.
+        bell: Wakes it.
+        nested: Whether it holds bytes already: those come back only when it can go on.
+        verdict: Why it is refused, once it is.
+    """
+
+    __slots__ = ("bell", "grant", "nested", "verdict")
+
+    def __init__(self, grant: Grant, bell: Bell | LoopBell) -> None:
+        self.grant = grant
+        self.bell = bell
+        self.nested = grant.outer is not None
+        self.verdict: Verdict | None = None
+
+    @property
+    def settled(self) -> bool:
+        """Whether it need not wait any more, or nobody is there who does."""
+        return self.verdict is not None or self.grant.state != WAITING or self.grant() is None
+
+
+class Queue:
+    """The queue of one desk."""
+
+    def __init__(self, desk: Desk, readings: Readings) -> None:
+        self._desk = desk
+        self._readings = readings
+
+    # ----- serving
+
+    def serve(self) -> bool:
+        """Admit from the head as far as there is room; tell whether nobody is left who is there to wait for bytes."""
+        self._desk.sweep()
+        if self._desk.zeros:
+            self._serve(self._desk.zeros)
+        return not self._desk.queue or self._serve(self._desk.queue)
+
+    def _serve(self, line: deque[Waiter]) -> bool:
+        resting = 0
+        while (waiter := _at(line, resting)) is not None:
+            if waiter.settled:
+                self._dismiss(line, waiter)
+                continue
+            presence = contained(waiter.bell.presence, what="event loop")
+            if presence == "resting":
+                resting += 1
+                continue
+            if presence is None or presence == "gone":
+                self._desk.leave(waiter.grant)
+            elif self._can_never_fit(waiter.grant):
+                waiter.verdict = "too large"
+            elif not self._desk.admit(waiter.grant, in_turn=True) and not self._unlock(line):
+                return False
+        return True
+
+    def _dismiss(self, line: deque[Waiter], waiter: Waiter) -> None:
+        """Take *waiter* out of *line* and wake it. Redone as a whole if something came in between."""
+        try:
+            waiter.bell.ring()
+        except Exception:  # noqa: BLE001, RUF100 - its event loop was closed: nobody will ever leave what it holds
+            self._desk.leave(waiter.grant)
+        with contextlib.suppress(ValueError):  # another thread was faster
+            line.remove(waiter)
+
+    def _can_never_fit(self, grant: Grant) -> bool:
+        lines = self._desk.view.lines
+        return lines is not None and grant.asked_bytes > lines.open
+
+    # ----- those who wait for each other
+
+    def _unlock(self, line: deque[Waiter]) -> bool:
+        """
+        If all that is booked belongs to those who wait, let one of them go on; tell whether one does.
+
+        As far as the highest threshold, or else refuse the youngest of them, whose bytes then come back.
+        """
+        nested = [waiter for waiter in list(line) if waiter.nested and not waiter.settled]
+        lines = self._desk.view.lines
+        if not nested or lines is None or self._desk.permits == 0 or self.running_bytes() > 0:
+            return False
+        if self._desk.admit(nested[0].grant, beyond_bytes=lines.highest() - lines.open):
+            return True
+        nested[-1].verdict = "stalled"
+        nested[-1].bell.ring()
+        return False
+
+    def running_bytes(self) -> int:
+        """Return what is booked for others than those who wait."""
+        blocked: dict[int, Grant] = {}
+        for waiter in list(self._desk.queue):
+            grant: Grant | None = waiter.grant
+            while grant is not None and id(grant) not in blocked:
+                blocked[id(grant)] = grant
+                grant = grant.outer
+        return self._desk.reserved_bytes - sum(grant.nbytes for grant in blocked.values())
+
+    # ----- waiting
+
+    @contextlib.contextmanager
+    def standing(self, grant: Grant, bell: Bell | LoopBell) -> Iterator[Waiter]:
+        """Stand in the queue; whatever happens, leave it."""
+        waiter = Waiter(grant, bell)
+        line = self._desk.queue if grant.asked_bytes else self._desk.zeros
+        try:
+            self._desk.wait(grant)
+            if waiter.nested:
+                line.appendleft(waiter)
+            else:
+                line.append(waiter)
+            self.serve()
+            yield waiter
+        except BaseException:
+            self._desk.leave(grant)
+            raise
+        finally:
+            with contextlib.suppress(ValueError):
+                line.remove(waiter)
+            # Whoever stood behind may fit, or is the first now and has to look.
+            self.serve()
+            first = self.first()
+            if first is not None:
+                contained(first.bell.ring, what="wake-up")
+
+    def first(self) -> Waiter | None:
+        """Return the first who is there; those whose event loop rests are passed over."""
+        for waiter in list(self._desk.queue) or list(self._desk.zeros):
+            if not waiter.settled and contained(waiter.bell.presence, what="event loop") == "here":
+                return waiter
+        return None
+
+    def pause(self, waiter: Waiter, deadline: float | None) -> float:
+        """Return how long *waiter* may sleep before it looks by itself."""
+        poll = _POLL_SECONDS
+        if self.first() is waiter:
+            until_stale = self._desk.stale_at - self._readings.clock()
+            poll = min(_FIRST_POLL_SECONDS, max(0.001, until_stale))
+        return poll if deadline is None else max(0.0, min(poll, deadline - time.monotonic()))
+
+
+def is_over(waiter: Waiter) -> bool:
+    """Tell whether *waiter* holds what it waited for."""
+    return waiter.grant.state == HELD
+
+
+def is_lost(waiter: Waiter) -> bool:
+    """Tell whether somebody released what *waiter* waits for."""
+    return waiter.grant.state == OVER
+
+
+def _at(line: deque[Waiter], index: int) -> Waiter | None:
+    try:
+        return line[index]
+    except IndexError:
+        return None
+
+
+def in_event_loop() -> bool:
+    """Tell whether this thread runs an event loop of asyncio right now."""
+    # Whoever runs one has imported asyncio. Imported here, it would be paid for by all.
+    running_loop = getattr(sys.modules.get("asyncio.events"), "_get_running_loop", None)
+    return running_loop is not None and running_loop() is not None
