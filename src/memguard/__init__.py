@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     from memguard.breaker import BreakerStatistics as BreakerStatistics
     from memguard.breaker import MemoryCircuitBreaker as MemoryCircuitBreaker
     from memguard.breaker import Reservation as Reservation
+    from memguard.breaker import acquire as acquire
+    from memguard.breaker import check as check
     from memguard.breaker import configure as configure
     from memguard.breaker import default_breaker as default_breaker
     from memguard.breaker import guard as guard
+    from memguard.breaker import reserve as reserve
     from memguard.caching import CachedFunction as CachedFunction
     from memguard.caching import CacheInfo as CacheInfo
     from memguard.caching import CacheStatistics as CacheStatistics
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from memguard.errors import MemguardError as MemguardError
     from memguard.errors import MemoryCircuitBreakerError as MemoryCircuitBreakerError
     from memguard.errors import MissingChunksError as MissingChunksError
+    from memguard.errors import ReservationTooLargeError as ReservationTooLargeError
     from memguard.errors import SamplingError as SamplingError
     from memguard.errors import UnsafeNameError as UnsafeNameError
     from memguard.errors import UploadConflictError as UploadConflictError
@@ -104,9 +108,12 @@ _HOMES = {
         "BreakerStatistics",
         "MemoryCircuitBreaker",
         "Reservation",
+        "acquire",
+        "check",
         "configure",
         "default_breaker",
         "guard",
+        "reserve",
     ),
     "memguard.caching": (
         "CacheInfo",
@@ -125,6 +132,7 @@ _HOMES = {
         "MemguardError",
         "MemoryCircuitBreakerError",
         "MissingChunksError",
+        "ReservationTooLargeError",
         "SamplingError",
         "UnsafeNameError",
         "UploadConflictError",

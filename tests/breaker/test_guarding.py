@@ -9,7 +9,7 @@ import threading
 
 import pytest
 from test_breaker import MIB, scripted
-from test_reserving import wait_until_waiting
+from test_reserving import always_later, wait_until_waiting
 
 from memguard import MemoryCircuitBreakerError, measure_peak
 from memguard.breaker._learning import CostLearner
@@ -324,9 +324,8 @@ def test_what_fails_while_it_begins_to_measure_holds_nothing(monkeypatch):
 
 
 def test_a_guard_may_wait_for_ever():
-    breaker, sampler, _ = scripted(0.9)
+    breaker, sampler, _ = scripted(0.9, clock=always_later())
     breaker.tick()
-    breaker._core.clock = iter(range(10**9)).__next__  # every look is stale
     guarded = breaker.guard(timeout=None)(plain)
     thread_result = []
     thread = threading.Thread(target=lambda: thread_result.append(guarded(3)))

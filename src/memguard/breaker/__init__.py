@@ -1,13 +1,13 @@
 """
 The memory circuit breaker: reads, decides, relieves, and answers.
 
-Rooms: the books (``_desk``), readings and the circuit, the queue, relief, admission (the order of attempts, told there),
-reservations, guarding, learning, the default breaker.
+Rooms: the books (``_desk``), readings and the circuit, the queue, relief, admission (the order of attempts, told
+there), reservations, guarding, learning, the default breaker.
 """
 
 from memguard.breaker._breaker import MemoryCircuitBreaker
 from memguard.breaker._config import BreakerMode
-from memguard.breaker._default import configure, default_breaker, guard
+from memguard.breaker._default import acquire, check, configure, default_breaker, guard, reserve
 from memguard.breaker._readings import BreakerChange
 from memguard.breaker._reservation import Reservation
 from memguard.breaker._statistics import BreakerStatistics
@@ -21,7 +21,10 @@ __all__ = [
     "BreakerStatistics",
     "MemoryCircuitBreaker",
     "Reservation",
+    "acquire",
+    "check",
     "configure",
     "default_breaker",
     "guard",
+    "reserve",
 ]

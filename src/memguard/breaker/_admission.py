@@ -60,8 +60,8 @@ class Admission:
             return readings.usage
         if not readings.fresh:
             readings.refresh(relieving.ahead)
-        elif readings.refusing and relieving.worth_a_try and relieving.ahead(readings.sampler):
-            readings.refresh()
+        if readings.refusing and relieving.worth_a_try and relieving.ahead(readings.sampler):
+            readings.read()
         if readings.refusing:
             raise self.refusal(0)
         return readings.usage
@@ -92,7 +92,7 @@ class Admission:
             MemoryCircuitBreakerError: There was no room in time.
             ReservationTooLargeError: There can never be.
         """
-        if self._at_once(grant) or self._after_relief(grant) or self._reuse(grant):
+        if self._off(grant) or self._at_once(grant) or self._after_relief(grant) or self._reuse(grant):
             return
         if timeout == 0:
             raise self.refusal(grant.asked_bytes)
@@ -100,12 +100,9 @@ class Admission:
 
     async def aenter(self, grant: Grant, timeout: float | None) -> None:
         """Book what *grant* asks for as :meth:`enter` does, without blocking the event loop."""
-        if self._at_once(grant):
+        if self._off(grant) or self._at_once(grant):
             return
-        if self._may_relieve(grant.asked_bytes) and await self._relieving.elsewhere(grant.asked_bytes):
-            if self._after_reading(grant, relieved=True):
-                return
-        if self._reuse(grant):
+        if await self._after_relief_elsewhere(grant) or self._reuse(grant):
             return
         if timeout == 0:
             raise self.refusal(grant.asked_bytes)
@@ -119,6 +116,9 @@ class Admission:
             MemoryCircuitBreakerError: They do not fit.
         """
         desk = self._desk
+        if self._readings.config.mode == "off":
+            grant.asked_bytes += nbytes
+            return True
         if self._readings.fresh and desk.grow(grant, nbytes):
             return True
         self._look_again()
@@ -139,16 +139,17 @@ class Admission:
         desk = self._desk
         back = desk.leave(grant)
         if desk.queue or desk.zeros:
-            self._gave_back(back)
+            self.gave_back(back)
 
     def shrink(self, grant: Grant, size: int) -> int:
         """Have *grant* hold *size* bytes instead of more; return how many are missing since others drew them."""
         missing = self._desk.shrink(grant, size)
         if not missing and (self._desk.queue or self._desk.zeros):
-            self._gave_back(0)
+            self.gave_back(0)
         return missing
 
-    def _gave_back(self, nbytes: int) -> None:
+    def gave_back(self, nbytes: int) -> None:
+        """See who can go on, now that *nbytes* came back."""
         readings = self._readings
         if nbytes and readings.config.sampler is None and not in_event_loop():
             readings.linger(nbytes, readings.clock() + _LINGER_SECONDS)
@@ -159,6 +160,12 @@ class Admission:
             contained(first.bell.ring, what="wake-up")
 
     # ----- attempts
+
+    def _off(self, grant: Grant) -> bool:
+        if self._readings.config.mode != "off":
+            return False
+        grant.state, grant.books = HELD, None  # of nothing: it stands in no books
+        return True
 
     def _at_once(self, grant: Grant) -> bool:
         if self._readings.fresh and self._desk.admit(grant):
@@ -177,12 +184,11 @@ class Admission:
     def _look_again(self, *, relieved: bool = False) -> bool:
         """Take a reading if one may tell something new; tell whether nobody is there to wait for bytes."""
         readings = self._readings
-        if readings.config.mode != "off":
-            if not readings.fresh:
-                readings.refresh(self._relieving.first())
-            elif relieved or self._desk.view.circuit.state is State.CLOSED:
-                # Of one's own: another thread's may have begun before the last caller gave its bytes back.
-                readings.read(self._relieving.first())
+        if not readings.fresh:
+            readings.refresh(self._relieving.first())
+        elif relieved or self._desk.view.circuit.state is State.CLOSED:
+            # Of one's own: another thread's may have begun before the last caller gave its bytes back.
+            readings.read(self._relieving.first())
         return self._queue.serve()
 
     def _may_relieve(self, nbytes: int) -> bool:
@@ -208,6 +214,11 @@ class Admission:
             if self._after_reading(grant, relieved=True):
                 return True
         return False
+
+    async def _after_relief_elsewhere(self, grant: Grant) -> bool:
+        if not self._may_relieve(grant.asked_bytes) or not await self._relieving.elsewhere(grant.asked_bytes):
+            return False
+        return self._after_reading(grant, relieved=True)
 
     def _reusable(self, nbytes: int) -> bool:
         """Tell whether *nbytes* fit if the next allocation takes what the allocator holds free, and if it does not."""

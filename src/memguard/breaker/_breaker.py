@@ -39,6 +39,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_OPEN_AT = "80%"
 """Refuse new work. The fifth that is left pays for what grows between two readings."""
 DEFAULT_CHECK_INTERVAL = 1.0
+_AT_ONCE = 0.0
 _SUSTAINED_SECONDS = 10.0
 """Open for so long, it is no moment of pressure: a balancer may send requests elsewhere."""
 
@@ -89,8 +90,8 @@ class MemoryCircuitBreaker:
             mode=mode,
             sampler=sampler,
         )
-        self._desk = Desk()
-        self._readings = Readings(self._desk, config, name, check_clock(clock))
+        self._desk = Desk(check_clock(clock))
+        self._readings = Readings(self._desk, config, name)
         self._queue = Queue(self._desk, self._readings)
         self._relieving = Relieving(self._desk, self._readings, self._queue, _relief(config, clock))
         self._readings.on_idle = self._relieving.tidy
@@ -108,13 +109,17 @@ class MemoryCircuitBreaker:
         Raises:
             MemoryCircuitBreakerError: The circuit is open.
         """
-        if self.is_calm():
-            return self._readings.usage
+        desk = self._desk
+        if desk.permits == MANY and desk.clock() < desk.stale_at:
+            usage = desk.view.usage
+            if usage is not None:
+                return usage
         return self._admission.check()
 
     def is_calm(self) -> bool:
         """Tell, as cheaply as :meth:`check`, that the last reading is fresh and the circuit closed."""
-        return self._desk.permits == MANY and self._readings.clock() < self._desk.stale_at
+        desk = self._desk
+        return desk.permits == MANY and desk.clock() < desk.stale_at
 
     def allows(self, nbytes: ByteSize = 0) -> bool:
         """
@@ -124,7 +129,7 @@ class MemoryCircuitBreaker:
         """
         return self._admission.allows(cost_bytes(nbytes))
 
-    def reserve(self, nbytes: ByteSize, *, timeout: float | None = 0.0) -> Reservation:
+    def reserve(self, nbytes: ByteSize, *, timeout: float | None = _AT_ONCE) -> Reservation:
         """
         Return a reservation of *nbytes*: enter it with ``with`` or ``async with``.
 
@@ -142,7 +147,7 @@ class MemoryCircuitBreaker:
         """
         if type(nbytes) is not int or nbytes < 0:
             nbytes = cost_bytes(nbytes)
-        if timeout is not None and (type(timeout) is not float or not 0 <= timeout < math.inf):
+        if timeout is not _AT_ONCE:
             timeout = check_timeout(timeout)
         return Reservation(self._desk, self._admission, nbytes, timeout)
 
@@ -151,8 +156,8 @@ class MemoryCircuitBreaker:
         Return a reservation of *nbytes* that is held already: for work that is submitted here and ends elsewhere.
 
         ``held = breaker.acquire("64 MiB", timeout=None)``, then ``held.release()`` in a callback or another thread, at
-        any moment. It has no scope, so that jobs which are begun in a loop do not draw from each other; ``held.run(fn)``
-        calls a function in its scope.
+        any moment. It has no scope, so that jobs which are begun in a loop do not draw from each other;
+        ``held.run(fn)`` calls a function in its scope.
 
         Args and errors are those of :meth:`reserve`, whose ``with`` it stands for.
         """
@@ -183,14 +188,14 @@ class MemoryCircuitBreaker:
             try:
                 return fn(*args, **kwargs)
             finally:
-                self._readings.refresh()
+                self._readings.look()
 
     async def _aexecute(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         async with self.reserve(0):
             try:
                 return await fn(*args, **kwargs)
             finally:
-                self._readings.refresh()
+                self._readings.look()
 
     @overload
     def guard(self, fn: F, /) -> F: ...

@@ -77,13 +77,13 @@ class LearnedReservation:
         self._reservation.deactivate()
 
     def __enter__(self) -> Self:
-        self._reservation.take()
+        self._reservation.__enter__()
         self._reservation.activate()
         self._begin()
         return self
 
     async def __aenter__(self) -> Self:
-        await self._reservation.atake()
+        await self._reservation.__aenter__()
         self._reservation.activate()
         self._begin()
         return self

@@ -5,7 +5,9 @@ What wakes a task of an event loop, from any thread. Imports asyncio, so it is i
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Literal
+from typing import Any
+
+from memguard.breaker._queue import Presence
 
 
 class LoopBell:
@@ -34,7 +36,7 @@ class LoopBell:
             timer.cancel()
             self._event.clear()
 
-    def presence(self) -> Literal["here", "resting", "gone"]:
+    def presence(self) -> Presence:
         """Tell whether the task can go on: its loop may be closed, or not be running just now."""
         if self._loop.is_closed() or (self._task is not None and self._task.done()):
             return "gone"

@@ -4,8 +4,8 @@ Who waits for bytes: first come, first served, threads and tasks in one queue th
 Whoever gives back, reads or joins serves it; each who waits also looks by itself now and then, so a wake-up that is
 lost costs a moment and no more. Bytes are booked for a waiter before it is woken, so nobody can overtake it.
 
-A task whose event loop is closed is taken out. One whose loop is not running just now keeps its place, but nobody
-waits for it. Zero bytes stand in a queue of their own: the circuit alone decides about them.
+A task whose event loop is closed is taken out. One whose loop has not been running for a second keeps its place, but
+nobody waits for it. Zero bytes stand in a queue of their own: the circuit alone decides about them.
 """
 
 from __future__ import annotations
@@ -15,20 +15,24 @@ import contextlib
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from memguard.breaker._desk import HELD, OVER, WAITING, Desk, Grant
+from memguard.breaker._desk import WAITING, Desk, Grant
 from memguard.breaker._readings import Readings
 from memguard.signals import contained
 
 if TYPE_CHECKING:
     from memguard.breaker._loop import LoopBell
 
+Presence: TypeAlias = Literal["here", "resting", "gone"]
 Verdict: TypeAlias = Literal["too large", "stalled"]
 _FIRST_POLL_SECONDS = 0.25
 _POLL_SECONDS = 1.0
 """How often those look who are not the first: it costs little, and none starves whatever became of the first."""
+
+_RESTING_SECONDS = 1.0
+"""A loop that is run again and again, as in a notebook, rests for moments."""
 
 
 class Bell:
@@ -47,7 +51,7 @@ class Bell:
         """Wait until it rings, or *seconds* are over."""
         self._lock.acquire(timeout=min(seconds, _thread.TIMEOUT_MAX))
 
-    def presence(self) -> Literal["here"]:
+    def presence(self) -> Presence:
         """A thread that waits is there."""
         return "here"
 
@@ -63,13 +67,25 @@ class Waiter:
         verdict: Why it is refused, once it is.
     """
 
-    __slots__ = ("bell", "grant", "nested", "verdict")
+    __slots__ = ("_rests_since", "bell", "grant", "nested", "verdict")
 
     def __init__(self, grant: Grant, bell: Bell | LoopBell) -> None:
         self.grant = grant
         self.bell = bell
         self.nested = grant.outer is not None
         self.verdict: Verdict | None = None
+        self._rests_since: float | None = None
+
+    def presence(self) -> Presence:
+        """Tell whether it can go on: here, on a loop that has not run for a while, or gone with its loop."""
+        presence = contained(self.bell.presence, what="event loop") or "gone"
+        if presence != "resting":
+            self._rests_since = None
+            return presence
+        now = time.monotonic()
+        if self._rests_since is None:
+            self._rests_since = now
+        return "resting" if now - self._rests_since >= _RESTING_SECONDS else "here"
 
     @property
     def settled(self) -> bool:
@@ -99,11 +115,11 @@ class Queue:
             if waiter.settled:
                 self._dismiss(line, waiter)
                 continue
-            presence = contained(waiter.bell.presence, what="event loop")
+            presence = waiter.presence()
             if presence == "resting":
                 resting += 1
                 continue
-            if presence is None or presence == "gone":
+            if presence == "gone":
                 self._desk.leave(waiter.grant)
             elif self._can_never_fit(waiter.grant):
                 waiter.verdict = "too large"
@@ -182,7 +198,7 @@ class Queue:
     def first(self) -> Waiter | None:
         """Return the first who is there; those whose event loop rests are passed over."""
         for waiter in list(self._desk.queue) or list(self._desk.zeros):
-            if not waiter.settled and contained(waiter.bell.presence, what="event loop") == "here":
+            if not waiter.settled and waiter.presence() == "here":
                 return waiter
         return None
 
@@ -195,16 +211,6 @@ class Queue:
         return poll if deadline is None else max(0.0, min(poll, deadline - time.monotonic()))
 
 
-def is_over(waiter: Waiter) -> bool:
-    """Tell whether *waiter* holds what it waited for."""
-    return waiter.grant.state == HELD
-
-
-def is_lost(waiter: Waiter) -> bool:
-    """Tell whether somebody released what *waiter* waits for."""
-    return waiter.grant.state == OVER
-
-
 def _at(line: deque[Waiter], index: int) -> Waiter | None:
     try:
         return line[index]
@@ -212,8 +218,15 @@ def _at(line: deque[Waiter], index: int) -> Waiter | None:
         return None
 
 
+_running_loop: list[Callable[[], object]] = []
+
+
 def in_event_loop() -> bool:
     """Tell whether this thread runs an event loop of asyncio right now."""
-    # Whoever runs one has imported asyncio. Imported here, it would be paid for by all.
-    running_loop = getattr(sys.modules.get("asyncio.events"), "_get_running_loop", None)
-    return running_loop is not None and running_loop() is not None
+    if not _running_loop:
+        # Whoever runs one has imported asyncio. Imported here, it would be paid for by all.
+        events = sys.modules.get("asyncio.events")
+        if events is None:
+            return False
+        _running_loop.append(events._get_running_loop)
+    return _running_loop[0]() is not None

@@ -75,10 +75,10 @@ class _Reader:
 class Readings:
     """Takes the readings of one breaker, and decides on them."""
 
-    def __init__(self, desk: Desk, config: Config, name: str, clock: Callable[[], float]) -> None:
+    def __init__(self, desk: Desk, config: Config, name: str) -> None:
         self.desk = desk
         self.name = name
-        self.clock = clock
+        self.clock = desk.clock
         self.on_change: Signal[BreakerChange] = Signal(f"{name}.on_change")
         self.on_idle: Callable[[int], object] = lambda kept_bytes: None  # noqa: ARG005
         """Told what the allocator keeps in a reading that sees nobody hold bytes."""
@@ -154,6 +154,11 @@ class Readings:
             if self._reader is mine:
                 self._reader = None
 
+    def look(self) -> None:
+        """Take a reading for work that ended, where readings are taken at all."""
+        if self.config.mode != "off":
+            self.refresh()
+
     def read(self, relieve: Callable[[Sampler], bool] | None = None) -> None:
         """Take a reading of one's own, whoever else is at it, and decide on it."""
         begun = self._begin()
@@ -227,7 +232,12 @@ class Readings:
             before = desk.view
             if begun.number < before.number:
                 return  # one that began later has decided already
-            after = self._next(before, usage, begun, told, now)
+            quiet = begun.counts == desk.counts()
+            after = self._next(before, usage, begun, told, now, quiet=quiet)
+            if quiet and desk.reserved_bytes == 0:
+                # Nothing is left to tell apart: what lingers is in use, or gone.
+                self._lingering.clear()
+                lingering = 0
             assert after.lines is not None
             top = top_bytes(after.lines, after.kept_bytes)
             below = after.floor.nbytes + lingering
@@ -239,7 +249,9 @@ class Readings:
         if desk.reserved_bytes == 0:
             self.on_idle(after.kept_bytes)
 
-    def _next(self, before: View, usage: MemoryUsage, begun: _Begun, told: LineBytes, now: float) -> View:
+    def _next(
+        self, before: View, usage: MemoryUsage, begun: _Begun, told: LineBytes, now: float, *, quiet: bool
+    ) -> View:
         desk = self.desk
         kept = _kept_bytes(usage, begun.heap)
         reserved = desk.reserved_bytes
@@ -252,10 +264,8 @@ class Readings:
             finished=desk.finished,
             step_seconds=self.config.check_interval,
         )
-        counts = begun.counts
-        quiet = counts.booked_bytes == desk.booked_bytes and counts.freed_bytes == desk.freed_bytes
         floor = next_floor(before.floor, usage.used_bytes, kept, reserved, quiet=quiet)
-        return View(begun.number, usage, circuit.lines(told), circuit, floor, kept, counts.freed_bytes)
+        return View(begun.number, usage, circuit.lines(told), circuit, floor, kept, begun.counts.freed_bytes)
 
     def _lingering_bytes(self, began_at: float, now: float) -> int:
         """Return what lingers, as far as the reading that began at *began_at* need not have seen what became of it."""
@@ -313,7 +323,7 @@ class Readings:
     # ----- telling
 
     def _tell_all(self) -> None:
-        """Tell what there is to be told, in order and one at a time; if another thread is at it, it goes on with ours."""
+        """Tell what there is to tell, in order, one at a time; another thread that is at it goes on with ours."""
         turn = self._telling
         while self._told.next is not None:
             mine = object()

@@ -1,20 +1,20 @@
 """
 Bytes that one caller holds, from entering to leaving.
 
-What is reserved inside the body of a ``with`` draws from that reservation first: so a middleware, a guard and a chunk in
-it do not book the same bytes three times, nor wait for each other. Siblings never nest: a reservation that is entered
-by calling, as an ExitStack or a loop that submits jobs does, has no body, and neither has one that is acquired.
+What is reserved inside the body of a ``with`` draws from that reservation first: so a middleware, a guard and a chunk
+in it do not book the same bytes three times, nor wait for each other. Siblings never nest: a reservation that is
+entered by calling, as an ExitStack or a loop that submits jobs does, has no body, and neither has one that is acquired.
 """
 
 from __future__ import annotations
 
 import contextvars
 from collections.abc import Awaitable, Callable
-from types import TracebackType
+from types import MethodType, TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 from memguard.breaker._admission import Admission
-from memguard.breaker._desk import HELD, NEW, OVER, WAITING, Desk, Grant
+from memguard.breaker._desk import ENTERED, HELD, NEW, OVER, WAITING, Desk, Grant
 from memguard.breaker._queue import in_event_loop
 from memguard.policy import cost_bytes
 from memguard.units import ByteSize
@@ -23,10 +23,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _around: contextvars.ContextVar[Grant | None] = contextvars.ContextVar("memguard_reservation", default=None)
-_STATES = {NEW: "new", WAITING: "waiting", HELD: "held", OVER: "released"}
+_STATES = {NEW: "new", ENTERED: "entered", WAITING: "waiting", HELD: "held", OVER: "released"}
 
 
-class _ExitOf:
+class _LookedUp:
     """
     ``__exit__`` of a reservation, which notes that it was looked up.
 
@@ -37,14 +37,14 @@ class _ExitOf:
         The Python language reference, 8.5 "The with statement", steps 2 to 4.
     """
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, leave: Callable[..., Any]) -> None:
+        self._leave = leave
 
     def __get__(self, held: Any, owner: type) -> Any:
         if held is None:
-            return getattr(owner, self._name)
+            return self._leave
         held._has_body = True
-        return getattr(held, self._name)
+        return MethodType(self._leave, held)
 
 
 class Reservation:
@@ -55,31 +55,26 @@ class Reservation:
     when it is left, by :meth:`release`, or at the latest when it is garbage.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_admission",
-        "_desk",
-        "_grant",
-        "_has_body",
-        "_is_acquired",
-        "_nbytes",
-        "_timeout",
-        "_token",
-    )
+    __slots__ = ("__weakref__", "_admission", "_desk", "_grant", "_has_body", "_is_acquired", "_timeout", "_token")
 
     def __init__(self, desk: Desk, admission: Admission, nbytes: int, timeout: float | None) -> None:
         self._desk = desk
         self._admission = admission
-        self._nbytes = nbytes
         self._timeout = timeout
-        self._grant: Grant | None = None
-        self._has_body = self._is_acquired = False
+        self._has_body = False
+        self._is_acquired = False
         self._token: contextvars.Token[Grant | None] | None = None
+        self._grant = grant = Grant(self, desk.note_dropped)
+        grant.books = desk.books
+        grant.asked_bytes = nbytes
+        grant.nbytes = grant.drawn_bytes = grant.state = 0
+        grant.on_ramp = False
+        grant.outer = grant.around = None
 
     @property
     def nbytes(self) -> int:
         """Bytes asked for."""
-        return self._nbytes
+        return self._grant.asked_bytes
 
     def __enter__(self) -> Self:
         """
@@ -89,11 +84,17 @@ class Reservation:
             MemoryCircuitBreakerError: They do not fit in time.
             RuntimeError: It would wait on an event loop's thread, or was entered before.
         """
-        if self._is_acquired:
-            return self
-        self.take()
+        desk, grant = self._desk, self._grant
+        around = _around.get()
+        if around is not None:
+            self._nest(around)
+        if not (desk.clock() < desk.stale_at and desk.take(grant)):
+            if self._is_acquired:
+                return self
+            self._take()
+            grant = self._grant
         if self._has_body:
-            self.activate()
+            self._token = _around.set(grant)
         return self
 
     async def __aenter__(self) -> Self:
@@ -104,26 +105,36 @@ class Reservation:
             MemoryCircuitBreakerError: They do not fit in time.
             RuntimeError: No event loop of asyncio runs here, or it was entered before.
         """
-        if self._is_acquired:
-            return self
-        await self.atake()
+        desk, grant = self._desk, self._grant
+        around = _around.get()
+        if around is not None:
+            self._nest(around)
+        if not (desk.clock() < desk.stale_at and desk.take(grant)):
+            if self._is_acquired:
+                return self
+            await self._atake()
+            grant = self._grant
         if self._has_body:
-            self.activate()
+            self._token = _around.set(grant)
         return self
 
-    def _leave(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._token is not None:
-            self.deactivate()
-        self.release()
+    def _leave(self, *error: object) -> None:  # noqa: ARG002 - what a `with` statement passes
+        token = self._token
+        if token is not None:
+            self._token = None
+            try:
+                _around.reset(token)
+            except (ValueError, RuntimeError):
+                # Left in another context than it was entered in (a finalized async generator), or a second time by
+                # something that came in between: there is nothing to undo here.
+                pass
+        desk = self._desk
+        back = desk.leave(self._grant)
+        if desk.queue or desk.zeros:
+            self._admission.gave_back(back)
 
-    async def _aleave(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._token is not None:
-            self.deactivate()
-        self.release()
+    async def _aleave(self, *error: object) -> None:
+        self._leave(*error)
 
     if TYPE_CHECKING:
 
@@ -138,8 +149,8 @@ class Reservation:
             """Give the bytes back."""
 
     else:
-        __exit__ = _ExitOf("_leave")
-        __aexit__ = _ExitOf("_aleave")
+        __exit__ = _LookedUp(_leave)
+        __aexit__ = _LookedUp(_aleave)
 
     def release(self) -> None:
         """
@@ -147,9 +158,8 @@ class Reservation:
 
         Bytes that a nested one drew follow when that is left.
         """
-        grant = self._grant
-        if grant is not None and grant.state != OVER:
-            self._admission.leave(grant)
+        if self._grant.state in (ENTERED, WAITING, HELD):
+            self._admission.leave(self._grant)
 
     def resize(self, nbytes: ByteSize) -> None:
         """
@@ -162,7 +172,7 @@ class Reservation:
         """
         size = cost_bytes(nbytes)
         grant = self._grant
-        if grant is None or grant.state != HELD:
+        if grant.state != HELD:
             raise RuntimeError(f"only a held reservation can be resized; this one is {self._state}")
         growth = size - grant.asked_bytes
         if growth > 0:
@@ -172,7 +182,6 @@ class Reservation:
             missing = self._admission.shrink(grant, size)
             if missing:
                 raise ValueError(f"nested reservations draw from it; {size} bytes are {missing} too few for them")
-        self._nbytes = size
 
     def run(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """
@@ -201,49 +210,21 @@ class Reservation:
             _around.reset(token)
 
     def __repr__(self) -> str:
-        return f"<Reservation of {self._nbytes} bytes, {self._state}>"
+        return f"<Reservation of {self.nbytes} bytes, {self._state}>"
 
     # ----- for the package
 
     def acquired(self) -> Self:
         """Return it held, without a scope; a ``with`` around it only gives back."""
-        self.take()
+        self.__enter__()
         self._is_acquired = True
         return self
 
     async def aacquired(self) -> Self:
         """Return it held, without a scope and without blocking the event loop."""
-        await self.atake()
+        await self.__aenter__()
         self._is_acquired = True
         return self
-
-    def take(self) -> None:
-        """
-        Book the bytes, without a scope.
-
-        Raises:
-            MemoryCircuitBreakerError: They do not fit in time.
-            RuntimeError: It would wait on an event loop's thread, or was entered before.
-        """
-        if self._timeout != 0 and in_event_loop():
-            raise RuntimeError("this would block the event loop while it waits; use `async with`, or aacquire()")
-        grant = self._begin()
-        try:
-            self._admission.enter(grant, self._timeout)
-        except BaseException:
-            self._desk.leave(grant)
-            raise
-
-    async def atake(self) -> None:
-        """Book the bytes, without a scope and without blocking the event loop."""
-        if not in_event_loop():
-            raise RuntimeError("memguard waits on asyncio, and no event loop of asyncio runs here; use a plain `with`")
-        grant = self._begin()
-        try:
-            await self._admission.aenter(grant, self._timeout)
-        except BaseException:
-            self._desk.leave(grant)
-            raise
 
     def activate(self) -> None:
         """Make it the one that reservations of this context draw from."""
@@ -257,31 +238,45 @@ class Reservation:
         try:
             _around.reset(token)
         except (ValueError, RuntimeError):
-            # Left in another context than it was entered in (a finalized async generator), or a second time by
-            # something that came in between: there is nothing to undo here.
-            return
+            return  # as in leaving
 
     @property
     def _state(self) -> str:
-        return _STATES[NEW if self._grant is None else self._grant.state]
+        return _STATES[self._grant.state]
 
-    def _begin(self) -> Grant:
-        desk = self._desk
-        grant = desk.grant(self, self._nbytes)
-        with desk.lock:  # as straight as what stands under it there: of two threads one enters
-            mine = self._grant is None
-            if mine:
-                self._grant = grant
-        if not mine:
+    def _nest(self, around: Grant) -> None:
+        """Draw from the reservation of this breaker that is held around here, if there is one."""
+        if self._grant.state == NEW:
+            self._grant.around = around
+            self._grant.outer = _nearest(around, self._desk)
+
+    def _take(self) -> None:
+        if self._timeout != 0 and in_event_loop():
+            raise RuntimeError("a plain `with` would block the event loop while it waits; use `async with`")
+        grant = self._claimed()
+        try:
+            self._admission.enter(grant, self._timeout)
+        except BaseException:
+            self._desk.leave(grant)
+            raise
+
+    async def _atake(self) -> None:
+        if not in_event_loop():
+            raise RuntimeError("memguard waits on asyncio, and no event loop of asyncio runs here; use a plain `with`")
+        grant = self._claimed()
+        try:
+            await self._admission.aenter(grant, self._timeout)
+        except BaseException:
+            self._desk.leave(grant)
+            raise
+
+    def _claimed(self) -> Grant:
+        if not self._desk.claim(self._grant):
             raise RuntimeError(f"a reservation is entered once; this one is {self._state}, make another")
-        around = _around.get()
-        if around is not None:
-            grant.around = around
-            grant.outer = _nearest(around, desk)
-        return grant
+        return self._grant
 
     def _held(self) -> Grant:
-        if self._grant is None or self._grant.state != HELD:
+        if self._grant.state != HELD:
             raise RuntimeError(f"only a held reservation has a scope; this one is {self._state}")
         return self._grant
 

@@ -1,6 +1,6 @@
 """
-Decisions as pure functions and values: thresholds and levels, the circuit, the floor below reservations, the pace of readings,
-and whether memory leaks.
+Decisions as pure functions and values: thresholds and levels, the circuit, the floor below reservations, the pace of
+readings, and whether memory leaks.
 
 Nothing here measures, waits, starts a thread or reads a clock.
 """
