@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from memguard.forking import forget_in_child
+from memguard.turns import Claim, Turn
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -76,38 +77,6 @@ class _Listener(Generic[_T]):
         self.callback = callback
 
 
-class Turn:
-    """
-    One at a time, without waiting, and never stuck.
-
-    Use it so, with the token made before ``try`` and the last two lines as they are::
-
-        mine = object()
-        try:
-            if turn.take(mine):
-                ...
-        finally:
-            if turn.holder is mine:
-                turn.holder = None
-
-    An exception of a signal handler may come after any call, but not between ``finally`` and the end of a straight
-    line. So wherever it lands, the turn is free again; a lock that is acquired before ``try`` would stay taken.
-    """
-
-    __slots__ = ("_lock", "holder")
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self.holder: object | None = None
-
-    def take(self, mine: object) -> bool:
-        """Have *mine* hold it if nobody does; tell whether it does now."""
-        with self._lock:
-            if self.holder is None:
-                self.holder = mine
-            return self.holder is mine
-
-
 class Outbox(Generic[_T]):
     """
     Events on their way to listeners: put in at any moment, handed out without a lock, in order, one at a time.
@@ -127,17 +96,15 @@ class Outbox(Generic[_T]):
 
     def deliver(self) -> None:
         """Hand out what there is, unless another thread is at it: then that one goes on with ours."""
-        turn = self._turn
         while self._events:
-            mine = object()
+            claim = Claim(self._turn)
             try:
-                if not turn.take(mine):
+                if not claim.take():
                     return
                 while self._events:
                     self._tell(self._events.popleft())
             finally:
-                if turn.holder is mine:
-                    turn.holder = None
+                claim.give_back()
 
 
 def contained(fn: Callable[..., _R], *args: object, what: str) -> _R | None:

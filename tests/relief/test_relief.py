@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import pytest
 
 import memguard.relief._allocator as allocator
+import memguard.sampling._heap as heap
 from memguard import allocator_usage, limit_arenas, release_memory
-from memguard.relief import AllocatorUsage, Relief, Step, Tops, default_steps, held_free_bytes
+from memguard.relief import AllocatorUsage, HeapCounts, Relief, Step, Tops, default_steps, held_free_bytes
 from memguard.relief._relief import run_steps
 from memguard.relief._tops import _Lowered
 from memguard.testing import FakeClock
@@ -152,8 +153,25 @@ def test_the_users_word_on_arenas_is_never_overridden(monkeypatch):
     assert not limit_arenas()
 
 
-def test_without_glibc_arenas_are_not_limited(monkeypatch):
-    monkeypatch.setattr("memguard.relief._allocator._glibc", lambda: None)
+@pytest.fixture
+def c_library(monkeypatch):
+    """Return a function that puts another C library, or none, in the place of the one in use."""
+
+    def put(library):
+        monkeypatch.setattr(heap, "glibc", lambda: library)
+        monkeypatch.setattr(allocator, "glibc", lambda: library)
+        monkeypatch.setattr("memguard.relief._tops.glibc", lambda: library)
+
+    return put
+
+
+@pytest.fixture
+def no_c_library(c_library):
+    c_library(None)
+
+
+@pytest.mark.usefixtures("no_c_library")
+def test_without_glibc_arenas_are_not_limited():
     assert not limit_arenas()
 
 
@@ -223,10 +241,10 @@ def test_the_allocator_says_what_it_has_in_hand():
         ("freebsd14", None, "", "unknown"),
     ],
 )
+@pytest.mark.usefixtures("no_c_library")
 def test_another_allocator_is_named_and_left_alone(monkeypatch, platform, preloaded, host, name):
     monkeypatch.setattr(allocator, "_PLATFORM", platform)
-    monkeypatch.setattr(allocator, "_glibc", lambda: None)
-    monkeypatch.setattr(allocator, "_preloaded", lambda: preloaded)
+    monkeypatch.setattr(allocator, "preloaded", lambda: preloaded)
     monkeypatch.setattr(allocator.sysconfig, "get_config_var", lambda _: host)
     monkeypatch.setattr("psutil.heap_info", lambda: SimpleNamespace(heap_used=7, mmap_used=2), raising=False)
 
@@ -239,21 +257,22 @@ def test_another_allocator_is_named_and_left_alone(monkeypatch, platform, preloa
     assert not limit_arenas()
     assert not Tops().give_back()
     assert not Tops().give_back_own()
-    assert allocator.heap_counts() is None
+    assert heap.heap_counts() is None
 
 
 @pytest.fixture
-def without_figures(monkeypatch):
+def without_figures(monkeypatch, c_library):
     """A glibc older than 2.33, which gives no 64-bit figures, and refuses every option."""
     functions = ("malloc", "free", "open_memstream", "fclose", "malloc_info")
     library = SimpleNamespace(gnu_get_libc_version=None, mallopt=lambda option, value: 0)
     for name in functions:
         setattr(library, name, SimpleNamespace())
-    monkeypatch.setattr(allocator, "_PLATFORM", "linux")
-    monkeypatch.setattr(allocator, "_preloaded", lambda: None)
-    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: library)
-    monkeypatch.setattr(allocator, "_glibc", allocator._glibc.__wrapped__)
-    return library
+    asks = heap.glibc.__wrapped__
+    monkeypatch.setattr(heap, "PLATFORM", "linux")
+    monkeypatch.setattr(heap, "preloaded", lambda: None)
+    monkeypatch.setattr(heap, "c_library", lambda: library)
+    c_library(asks())
+    return library, asks
 
 
 def test_an_old_glibc_is_named_without_figures(without_figures):
@@ -270,22 +289,45 @@ def test_a_glibc_that_refuses_is_not_said_to_be_limited(without_figures, caplog)
 
 @pytest.mark.parametrize("stranger", ["another platform", "another libc", "another malloc"])
 def test_only_glibcs_own_malloc_is_spoken_to(without_figures, monkeypatch, stranger):
+    library, asks = without_figures
     if stranger == "another platform":
-        monkeypatch.setattr(allocator, "_PLATFORM", "darwin")
+        monkeypatch.setattr(heap, "PLATFORM", "darwin")
     elif stranger == "another libc":
-        del without_figures.gnu_get_libc_version
+        del library.gnu_get_libc_version
     else:
-        monkeypatch.setattr(allocator, "_preloaded", lambda: "jemalloc")
+        monkeypatch.setattr(heap, "preloaded", lambda: "jemalloc")
 
-    assert allocator._glibc() is None
+    assert asks() is None
 
 
-def test_an_allocator_that_psutil_cannot_ask_gives_no_figures(monkeypatch):
+@pytest.mark.parametrize("lacks", ["the function", "psutil"])
+def test_an_allocator_that_psutil_cannot_ask_gives_no_figures(monkeypatch, c_library, lacks):
+    c_library(None)
     monkeypatch.setattr(allocator, "_PLATFORM", "darwin")
-    monkeypatch.setattr(allocator, "_glibc", lambda: None)
     monkeypatch.delattr("psutil.heap_info", raising=False)
+    if lacks == "psutil":
+        monkeypatch.setitem(sys.modules, "psutil", None)
 
     assert allocator_usage() == AllocatorUsage("macos")
+
+
+@pytest.mark.parametrize("error", [ImportError, OSError, TypeError])
+def test_where_python_cannot_call_c_nothing_is_known_of_the_allocator(monkeypatch, error):
+    """An interpreter beside the main one refuses ctypes before Python 3.13."""
+
+    def refuse(name):
+        raise error(name)
+
+    monkeypatch.setattr("ctypes.CDLL", refuse)
+
+    assert heap.c_library.__wrapped__() is None
+    monkeypatch.setattr(heap, "c_library", lambda: None)
+    assert heap.preloaded.__wrapped__() is None
+    assert heap.glibc.__wrapped__() is None
+
+
+def test_arenas_that_cannot_be_counted_for_want_of_memory_are_none():
+    assert allocator._count_arenas(SimpleNamespace(open_memstream=lambda text, size: None)) == 0
 
 
 TOPS = """
@@ -361,7 +403,7 @@ def test_where_no_thread_can_be_started_the_tops_of_fewer_come_back(monkeypatch)
     monkeypatch.setattr(threading.Thread, "start", start)
     monkeypatch.setattr("memguard.relief._tops.held_free_bytes", lambda: 100 * MIB)
     monkeypatch.setattr("memguard.relief._tops._count_arenas", lambda library: 4)
-    monkeypatch.setattr("memguard.relief._tops._glibc", lambda: SimpleNamespace(mallopt=lambda option, value: 1))
+    monkeypatch.setattr("memguard.relief._tops.glibc", lambda: SimpleNamespace(mallopt=lambda option, value: 1))
 
     assert Tops().give_back()
 
@@ -371,7 +413,7 @@ def test_where_threads_only_make_more_arenas_it_is_not_tried_a_third_time(monkey
     library = SimpleNamespace(mallopt=lambda option, value: 1, malloc=lambda size: 1, free=lambda block: None)
     monkeypatch.setattr("memguard.relief._tops.held_free_bytes", lambda: 100 * MIB)
     monkeypatch.setattr("memguard.relief._tops._count_arenas", lambda library: next(counts))
-    monkeypatch.setattr("memguard.relief._tops._glibc", lambda: library)
+    monkeypatch.setattr("memguard.relief._tops.glibc", lambda: library)
     own = Tops()
 
     assert [own.give_back() for _ in range(3)] == [True, True, False]
@@ -380,7 +422,7 @@ def test_where_threads_only_make_more_arenas_it_is_not_tried_a_third_time(monkey
 def test_one_arena_is_left_to_the_trim(monkeypatch):
     monkeypatch.setattr("memguard.relief._tops.held_free_bytes", lambda: 100 * MIB)
     monkeypatch.setattr("memguard.relief._tops._count_arenas", lambda library: 1)
-    monkeypatch.setattr("memguard.relief._tops._glibc", SimpleNamespace)
+    monkeypatch.setattr("memguard.relief._tops.glibc", SimpleNamespace)
 
     assert not Tops().give_back()
 
@@ -394,7 +436,7 @@ def test_one_arena_is_left_to_the_trim(monkeypatch):
     ],
 )
 def test_what_is_kept_is_held_free_and_resident(free, used, anon, kept):
-    assert allocator.HeapCounts(free, used).kept_bytes(anon) == kept
+    assert HeapCounts(free, used).kept_bytes(anon) == kept
 
 
 def test_tidying_runs_the_cheap_steps_alone_and_not_soon_again():

@@ -4,12 +4,16 @@ Trees of plain files stand for machines: where the limit is, what counts against
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from trees import MIB, Tree
 
 from memguard import SamplingError, memory_limit, memory_usage
 from memguard.sampling import Machine
-from memguard.sampling._cgroup import find_place, parse_membership, parse_mounts
+from memguard.sampling._cgroup import Charge, find_place, parse_membership, parse_mounts
+from memguard.sampling._files import KeptFile
+from memguard.sampling._machine import _tightest
 
 V1 = "/ /sys/fs/cgroup/memory cgroup rw,memory"
 V2 = "/ /sys/fs/cgroup cgroup2 rw"
@@ -188,7 +192,8 @@ def test_v1_tells_of_a_tighter_ancestor_above_the_mount(tree):
     assert memory_usage(root=tree.root).limit_bytes == 300 * MIB
 
 
-def test_clean_page_cache_is_room_and_dirty_pages_are_not(tree):
+def test_page_cache_is_room_whether_clean_or_dirty(tree):
+    """The kernel writes back and throttles, it does not kill: 600 MiB written in a box of 64 MiB were survived."""
     tree.cgroup("4:memory:/a", V1)
     tree.v1(
         "sys/fs/cgroup/memory/a",
@@ -200,22 +205,80 @@ def test_clean_page_cache_is_room_and_dirty_pages_are_not(tree):
         writeback=10 * MIB,
     )
 
-    assert memory_usage(root=tree.root).used_bytes == 200 * MIB
+    assert memory_usage(root=tree.root).used_bytes == 100 * MIB
 
 
-def test_v2_names_its_dirty_pages_differently(tree):
+def test_on_v2_slab_that_can_be_reclaimed_is_room_too(tree):
     tree.cgroup("0::/a", V2)
     tree.v2(
         "sys/fs/cgroup/a",
         limit=1000 * MIB,
         usage=700 * MIB,
         active_file=200 * MIB,
-        inactive_file=400 * MIB,
+        inactive_file=300 * MIB,
         file_dirty=90 * MIB,
         file_writeback=10 * MIB,
+        slab_reclaimable=50 * MIB,
+        slab_unreclaimable=20 * MIB,
     )
 
-    assert memory_usage(root=tree.root).used_bytes == 200 * MIB
+    assert memory_usage(root=tree.root).used_bytes == 150 * MIB
+
+
+@pytest.mark.parametrize("kind", ["shmem", "unevictable"], ids=["tmpfs and shared memory", "locked pages"])
+def test_file_pages_that_cannot_be_dropped_are_used(tree, kind):
+    """The kernel counts them in "file", but in neither list of pages that it may take from."""
+    tree.cgroup("0::/a", V2)
+    tree.v2(
+        "sys/fs/cgroup/a",
+        limit=1000 * MIB,
+        usage=700 * MIB,
+        anon=100 * MIB,
+        file=600 * MIB,
+        active_file=200 * MIB,
+        inactive_file=100 * MIB,
+        **{kind: 300 * MIB},
+    )
+
+    assert memory_usage(root=tree.root).used_bytes == 400 * MIB
+
+
+def test_more_cache_than_charge_is_not_less_than_nothing(tree):
+    tree.cgroup("0::/../b", V2)
+    tree.v2("sys/fs/cgroup", limit=1000 * MIB, usage=300 * MIB, inactive_file=400 * MIB)
+
+    assert memory_usage(root=tree.root).used_bytes == 0
+
+
+def test_what_the_process_itself_holds_is_used_where_it_is_charged(tree):
+    tree.cgroup("0::/a", V2)
+    tree.v2("sys/fs/cgroup/a", limit=1000 * MIB, usage=300 * MIB, inactive_file=290 * MIB)
+
+    assert memory_usage(root=tree.root).used_bytes == 30 * MIB
+
+
+def test_what_was_charged_elsewhere_before_a_move_is_not_used_here(tree):
+    tree.cgroup("0::/a", V2)
+    tree.v2("sys/fs/cgroup/a", limit=1000 * MIB, usage=5 * MIB)
+
+    assert memory_usage(root=tree.root).used_bytes == 5 * MIB
+
+
+def test_the_cache_of_zfs_is_room_down_to_its_least_size(tree):
+    """It is in neither Cached nor MemAvailable."""
+    header = "13 1 0x01 123 33456 5047 1234567\nname                            type data\n"
+    figures = f"hits                            4    99\nc_min                           4    {200 * MIB}\n"
+    size = f"size                            4    {1200 * MIB}\n"
+    tree.write("proc/spl/kstat/zfs/arcstats", header + figures + size)
+
+    assert memory_usage(root=tree.root).used_bytes == 3096 * MIB
+
+
+@pytest.mark.parametrize("text", ["", "nonsense\n", "x\nsize 4 many\nc_min 4 1\n", "x\nsize 4 5\nc_min 4 7\n"])
+def test_a_cache_of_zfs_that_says_nothing_of_use_changes_nothing(tree, text):
+    tree.write("proc/spl/kstat/zfs/arcstats", text)
+
+    assert memory_usage(root=tree.root).used_bytes == 4096 * MIB
 
 
 def test_rlimits_bind_against_what_they_count(tree):
@@ -244,6 +307,42 @@ def test_the_address_space_limit_counts_the_address_space(tree):
         100 * MIB,
         "rlimit as",
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [("data", "data size    "), ("as", "address space")], ids=["RLIMIT_DATA", "RLIMIT_AS"]
+)
+def test_addresses_that_the_allocator_holds_free_are_room_where_addresses_are_counted(tree, kind, words):
+    tree.write("proc/self/limits", f"Max {words}             {120 * MIB}            unlimited            bytes\n")
+    before, after = Machine(tree.root, held_free=lambda: 0), Machine(tree.root, held_free=lambda: 20 * MIB)
+
+    used = [machine().used_bytes for machine in (before, after)]
+
+    assert used[0] - used[1] == 20 * MIB
+    assert after().source == f"rlimit {kind}"
+    before.close()
+    after.close()
+
+
+@pytest.mark.parametrize(
+    ("held", "used"), [(None, 50 * MIB), (500 * MIB, 0)], ids=["nobody says", "more than there is"]
+)
+def test_whatever_the_allocator_says_addresses_in_use_stay_within_what_there_is(tree, held, used):
+    tree.write("proc/self/limits", f"Max data size             {60 * MIB}             unlimited            bytes\n")
+    machine = Machine(tree.root, held_free=lambda: held)
+
+    assert machine().used_bytes == used
+    machine.close()
+
+
+def test_the_allocator_is_asked_only_where_such_a_limit_may_bind(tree):
+    tree.write("proc/self/limits", f"Max data size             {6000 * MIB}             unlimited            bytes\n")
+    asked = []
+    machine = Machine(tree.root, held_free=lambda: asked.append(1))
+
+    assert machine().source == "host"
+    assert asked == []
+    machine.close()
 
 
 def test_an_explicit_limit_is_held_against_the_process_itself(tree):
@@ -315,6 +414,46 @@ def test_a_process_that_is_moved_is_followed(tree, monkeypatch):
     machine.close()
 
 
+def reads_of(monkeypatch, *names):
+    """Return a list that fills with the paths of the files that are read, of those that end so."""
+    read, seen = KeptFile.read, []
+
+    def noted(file):
+        if file.path.name in names:
+            seen.append(file.path.parent.name)
+        return read(file)
+
+    monkeypatch.setattr(KeptFile, "read", noted)
+    return seen
+
+
+def test_how_much_of_a_level_can_be_had_again_is_asked_only_where_it_may_bind(tree, monkeypatch):
+    tree.cgroup("0::/a/b/c", V2)
+    tree.v2("sys/fs/cgroup/a", limit=2000 * MIB, usage=100 * MIB)
+    tree.v2("sys/fs/cgroup/a/b", limit=500 * MIB, usage=450 * MIB, inactive_file=210 * MIB)
+    tree.v2("sys/fs/cgroup/a/b/c", limit=500 * MIB, usage=251 * MIB, inactive_file=150 * MIB)
+    seen = reads_of(monkeypatch, "memory.stat")
+
+    usage = memory_usage(root=tree.root)
+
+    assert seen == ["b", "c"]
+    assert (usage.source, usage.headroom_bytes) == ("cgroup v2 /a/b", 260 * MIB)
+
+
+def test_asking_only_where_it_may_bind_changes_no_answer():
+    chance = random.Random(7)
+    for _ in range(500):
+        charges = []
+        for number in range(chance.randint(1, 6)):
+            limit, usage = chance.randint(0, 20), chance.randint(0, 20)
+            used = chance.choice([None, chance.randint(0, usage)])
+            charges.append(Charge(limit, usage, str(number), used if used is None else lambda used=used: used))
+        whole = [each.usage_bytes if each.used_bytes is None else each.used_bytes() for each in charges]
+        best = min(zip(charges, whole, strict=True), key=lambda both: both[0].limit_bytes - both[1])
+
+        assert _tightest(charges) == (best[0].limit_bytes, best[1], best[0].source)
+
+
 def test_a_thread_that_comes_while_the_levels_are_sought_does_not_miss_them(tree, monkeypatch):
     tree.cgroup("0::/a", V2)
     tree.v2("sys/fs/cgroup/a", limit=100 * MIB)
@@ -364,10 +503,10 @@ def test_a_level_that_does_not_count_does_not_bind(tree):
 
 def test_page_cache_that_is_told_in_no_number_is_not_taken_off(tree):
     tree.cgroup("0::/a", V2)
-    tree.v2("sys/fs/cgroup/a", limit=64 * MIB, usage=30 * MIB)
+    tree.v2("sys/fs/cgroup/a", limit=64 * MIB, usage=50 * MIB)
     tree.write("sys/fs/cgroup/a/memory.stat", "inactive_file many\nactive_file 4096\n")
 
-    assert memory_usage(root=tree.root).used_bytes == 30 * MIB - 4096
+    assert memory_usage(root=tree.root).used_bytes == 50 * MIB - 4096
 
 
 def test_without_a_status_shared_pages_count_as_file_pages(tree):

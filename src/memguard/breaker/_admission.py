@@ -16,7 +16,7 @@ import time
 from typing import TYPE_CHECKING
 
 from memguard.breaker._desk import HELD, Desk, Grant
-from memguard.breaker._queue import Bell, Queue, Waiter, in_event_loop
+from memguard.breaker._queue import Queue, ThreadBell, Waiter, in_event_loop
 from memguard.breaker._readings import Readings
 from memguard.breaker._relieving import Relieving
 from memguard.errors import MemoryCircuitBreakerError, ReservationTooLargeError
@@ -252,7 +252,7 @@ class Admission:
         deadline = None if timeout is None else time.monotonic() + timeout
         if self._readings.config.sampler is None:
             contained(tops.give_back_own, what="allocator")  # who waits shall not sit on free memory
-        bell = Bell()
+        bell = ThreadBell()
         with self._queue.standing(grant, bell) as waiter:
             while not self._is_over(waiter, deadline):
                 bell.wait(self._queue.pause(waiter, deadline))

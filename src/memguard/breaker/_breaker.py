@@ -56,7 +56,7 @@ class MemoryCircuitBreaker:
         check_interval: Seconds for which a reading is good at most; less while little is left.
         relief: Whether to collect garbage and return free pages before refusing.
         mode: ``"enforce"`` refuses, ``"observe"`` only counts what it would refuse, and logs openings;
-            ``"off"`` lets everything pass, and neither counts, logs nor relieves.
+            ``"off"`` lets everything pass, and neither reads, counts, logs nor relieves for it.
         name: Stands in log records.
         sampler: Takes the readings; None reads this machine.
         clock: Seconds, monotonic.
@@ -236,7 +236,9 @@ class MemoryCircuitBreaker:
 
     @property
     def level(self) -> Level:
-        """How tight memory is, as of the last reading; stale ones are taken again."""
+        """How tight memory is, as of the last reading; stale ones are taken again. NORMAL in mode ``"off"``."""
+        if self.mode == "off":
+            return Level.NORMAL
         self._readings.current()
         return self._desk.view.circuit.level
 

@@ -35,7 +35,7 @@ _RESTING_SECONDS = 1.0
 """A loop that is run again and again, as in a notebook, rests for moments."""
 
 
-class Bell:
+class ThreadBell:
     """Wakes one thread. A bare lock: unlike an Event, a handler in the waiting thread itself may ring it, too."""
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class Waiter:
 
     __slots__ = ("_rests_since", "bell", "grant", "nested", "verdict")
 
-    def __init__(self, grant: Grant, bell: Bell | LoopBell) -> None:
+    def __init__(self, grant: Grant, bell: ThreadBell | LoopBell) -> None:
         self.grant = grant
         self.bell = bell
         self.nested = grant.outer is not None
@@ -171,7 +171,7 @@ class Queue:
     # ----- waiting
 
     @contextlib.contextmanager
-    def standing(self, grant: Grant, bell: Bell | LoopBell) -> Iterator[Waiter]:
+    def standing(self, grant: Grant, bell: ThreadBell | LoopBell) -> Iterator[Waiter]:
         """Stand in the queue; whatever happens, leave it."""
         waiter = Waiter(grant, bell)
         line = self._desk.queue if grant.asked_bytes else self._desk.zeros

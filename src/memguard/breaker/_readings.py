@@ -20,7 +20,8 @@ from memguard.errors import MemguardError
 from memguard.policy import LineBytes, State, next_circuit, next_floor, reading_interval, top_bytes
 from memguard.relief import HeapCounts, heap_counts
 from memguard.sampling import Machine, Sampler
-from memguard.signals import Signal, Turn, contained
+from memguard.signals import Signal, contained
+from memguard.turns import Claim, Turn
 from memguard.units import format_bytes
 from memguard.values import Level, MemoryUsage
 
@@ -130,7 +131,7 @@ class Readings:
 
     def current(self, relieve: Callable[[Sampler], bool] | None = None) -> MemoryUsage:
         """Return the last reading if it is fresh, else take one; *relieve* as in :meth:`refresh`."""
-        if not self.fresh and self.config.mode != "off":
+        if not self.fresh:
             self.refresh(relieve)
         return self.usage
 
@@ -244,7 +245,8 @@ class Readings:
             note = _note(before, after)
             if desk.settle(before, after, note, told_bytes=below, top_bytes=top, began=begun.counts):
                 break
-        desk.stale_at = now + reading_interval(usage.headroom_bytes, self.config.check_interval)
+        if self.config.mode != "off":  # where readings are never fresh, nothing goes by them
+            desk.stale_at = now + reading_interval(usage.headroom_bytes, self.config.check_interval)
         self._tell_all()
         if desk.reserved_bytes == 0:
             self.on_idle(after.kept_bytes)
@@ -324,18 +326,16 @@ class Readings:
 
     def _tell_all(self) -> None:
         """Tell what there is to tell, in order, one at a time; another thread that is at it goes on with ours."""
-        turn = self._telling
         while self._told.next is not None:
-            mine = object()
+            claim = Claim(self._telling)
             try:
-                if not turn.take(mine):
+                if not claim.take():
                     return
                 while (note := self._told.next) is not None:
                     self._told = note
                     self._tell(cast("BreakerChange", note.what))
             finally:
-                if turn.holder is mine:
-                    turn.holder = None
+                claim.give_back()
 
     def _tell(self, change: BreakerChange) -> None:
         self.opened += change.after is State.OPEN and change.before is not State.OPEN

@@ -7,10 +7,7 @@ Nothing here decides when memory is tight.
 
 from memguard.relief._allocator import (
     AllocatorUsage,
-    HeapCounts,
     allocator_usage,
-    heap_counts,
-    held_free_bytes,
     limit_arenas,
     trim,
 )
@@ -18,6 +15,7 @@ from memguard.relief._holes import Holes
 from memguard.relief._relief import Relief, ReliefReport, ReliefStep, Step, default_steps, release_memory
 from memguard.relief._shrinking import Shrinkable, Shrinkables, shrinkables
 from memguard.relief._tops import Tops, tops
+from memguard.sampling import HeapCounts, heap_counts, held_free_bytes
 
 __all__ = [
     "AllocatorUsage",

@@ -1,8 +1,8 @@
 """
 The C library's allocator: what it holds free, giving that back, and how many arenas it may make.
 
-Only glibc is spoken to. musl, macOS, Windows, and a preloaded jemalloc or mimalloc have other rules; there every
-answer is "not here".
+Only glibc is spoken to, and only where ``ctypes`` can be loaded. musl, macOS, Windows, and a preloaded jemalloc or
+mimalloc have other rules; there every answer is "not here".
 
 See:
     ``man 3 mallopt``, ``man 3 malloc_trim``, ``man 3 mallinfo2`` (glibc 2.33 and newer), ``man 3 malloc_info``.
@@ -10,15 +10,15 @@ See:
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import logging
 import os
 import sys
 import sysconfig
 import threading
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
+
+from memguard.sampling import glibc, preloaded
 
 _log = logging.getLogger("memguard")
 _PLATFORM: str = sys.platform  # as a plain string: a type checker on one platform shall read the code of all
@@ -53,57 +53,12 @@ class AllocatorUsage:
     arenas: int | None = None
 
 
-class _MallInfo2(ctypes.Structure):
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in (
-            "arena",
-            "ordblks",
-            "smblks",
-            "hblks",
-            "hblkhd",
-            "usmblks",
-            "fsmblks",
-            "uordblks",
-            "fordblks",
-            "keepcost",
-        )
-    ]
-
-
-@functools.cache
-def _preloaded() -> str | None:
-    """Return the name of an allocator that stands in for the C library's, if there is one."""
-    library = ctypes.CDLL(None)
-    marks = {"jemalloc": "mallctl", "mimalloc": "mi_version", "tcmalloc": "MallocExtension_ReleaseFreeMemory"}
-    return next((name for name, mark in marks.items() if hasattr(library, mark)), None)
-
-
-@functools.cache
-def _glibc() -> Any:
-    """Return the C library if it is glibc's and its malloc is the one in use, else None."""
-    if _PLATFORM != "linux" or _preloaded():
-        return None
-    library = ctypes.CDLL(None)
-    if not hasattr(library, "gnu_get_libc_version"):
-        return None
-    library.malloc.restype = ctypes.c_void_p
-    library.malloc.argtypes = [ctypes.c_size_t]
-    library.free.argtypes = [ctypes.c_void_p]
-    library.open_memstream.restype = ctypes.c_void_p
-    library.fclose.argtypes = [ctypes.c_void_p]
-    library.malloc_info.argtypes = [ctypes.c_int, ctypes.c_void_p]
-    if hasattr(library, "mallinfo2"):
-        library.mallinfo2.restype = _MallInfo2
-    return library
-
-
 def _name() -> str:
     if _PLATFORM == "linux":
-        if _glibc() is not None:
+        if glibc() is not None:
             return "glibc"
         musl = "musl" in (sysconfig.get_config_var("HOST_GNU_TYPE") or "")
-        return _preloaded() or ("musl" if musl else "unknown")
+        return preloaded() or ("musl" if musl else "unknown")
     return {"darwin": "macos", "win32": "windows"}.get(_PLATFORM, "unknown")
 
 
@@ -117,7 +72,7 @@ def allocator_usage(*, count_arenas: bool = False) -> AllocatorUsage:
     Args:
         count_arenas: Count the arenas, too; takes 0.2 ms.
     """
-    library = _glibc()
+    library = glibc()
     if library is not None and hasattr(library, "mallinfo2"):
         info = library.mallinfo2()
         arenas = _count_arenas(library) if count_arenas else None
@@ -128,8 +83,10 @@ def allocator_usage(*, count_arenas: bool = False) -> AllocatorUsage:
 
 
 def _elsewhere() -> AllocatorUsage:
-    import psutil  # noqa: PLC0415 - loads only where it is needed
-
+    try:
+        import psutil  # noqa: PLC0415 - loads only where it is needed
+    except ImportError:  # an interpreter beside the main one may refuse it
+        return AllocatorUsage(_name())
     if not hasattr(psutil, "heap_info"):  # psutil 7.2 and newer
         return AllocatorUsage(_name())
     heap = psutil.heap_info()
@@ -137,8 +94,12 @@ def _elsewhere() -> AllocatorUsage:
 
 
 def _count_arenas(library: Any) -> int:
+    import ctypes  # noqa: PLC0415 - where there is a library, there is ctypes
+
     text, size = ctypes.c_void_p(), ctypes.c_size_t()
     stream = library.open_memstream(ctypes.byref(text), ctypes.byref(size))
+    if not stream:  # no memory for it
+        return 0
     library.malloc_info(0, stream)
     library.fclose(stream)
     try:
@@ -149,48 +110,11 @@ def _count_arenas(library: Any) -> int:
 
 def trim() -> bool:
     """Give free pages back to the kernel; tell whether this allocator can. Drops the GIL while it works."""
-    library = _glibc()
+    library = glibc()
     if library is None:
         return False
     library.malloc_trim(0)
     return True
-
-
-class HeapCounts(NamedTuple):
-    """
-    What the allocator counted.
-
-    Attributes:
-        free_bytes: Held free, resident or not.
-        used_bytes: Handed out, mapped blocks included.
-    """
-
-    free_bytes: int
-    used_bytes: int
-
-    def kept_bytes(self, anon_bytes: int) -> int:
-        """
-        Return what of *anon_bytes*, the resident memory of this process, is held free.
-
-        An upper bound: what is held free may be returned to the kernel already, and what is resident but not handed
-        out may be Python's own blocks or stacks; it is the smaller of the two.
-        """
-        return max(0, min(self.free_bytes, anon_bytes - self.used_bytes))
-
-
-def heap_counts() -> HeapCounts | None:
-    """Return what the allocator counts now; None where it does not say."""
-    library = _glibc()
-    if library is None or not hasattr(library, "mallinfo2"):
-        return None
-    info = library.mallinfo2()
-    return HeapCounts(int(info.fordblks), int(info.uordblks) + int(info.hblkhd))
-
-
-def held_free_bytes() -> int | None:
-    """Return what the allocator holds free, over all its arenas; None where it does not say."""
-    counts = heap_counts()
-    return None if counts is None else counts.free_bytes
 
 
 def limit_arenas(count: int = 2) -> bool:
@@ -209,7 +133,7 @@ def limit_arenas(count: int = 2) -> bool:
     """
     if count < 1:
         raise ValueError(f"an allocator needs an arena; count is 1 or more, got {count}")
-    library = _glibc()
+    library = glibc()
     if library is None or _told("MALLOC_ARENA_MAX", "arena_max") is not None:
         return False
     threads = threading.active_count()

@@ -7,10 +7,9 @@ then, which a trim did give back. Only the main arena is looked at; threads othe
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 
-from memguard.relief._allocator import _glibc, heap_counts
+from memguard.sampling import glibc, heap_counts
 
 _LARGEST_BYTES = 100_000
 """Less than is mapped one by one; larger holes are taken in pieces."""
@@ -27,9 +26,11 @@ class Holes:
 
     def take(self) -> int:
         """Take the holes; return how many. None where the allocator is not glibc's. Takes 1 us for each."""
-        library, counts = _glibc(), heap_counts()
+        library, counts = glibc(), heap_counts()
         if library is None or counts is None:
             return 0
+        import ctypes  # noqa: PLC0415 - where there is a library, there is ctypes
+
         library.sbrk.restype, library.sbrk.argtypes = ctypes.c_void_p, [ctypes.c_ssize_t]
         top = (library.sbrk(0) or 0) - int(library.mallinfo2().keepcost)
         size = _LARGEST_BYTES
@@ -50,4 +51,4 @@ class Holes:
     def release(self) -> None:
         """Free what was taken; a second call does nothing."""
         while self._chunks:
-            _glibc().free(self._chunks.pop())
+            glibc().free(self._chunks.pop())

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from memguard.relief._allocator import heap_counts, trim
+from memguard.relief._allocator import trim
 from memguard.relief._shrinking import Shrinkables, shrinkables
 from memguard.relief._tops import tops
-from memguard.sampling import memory_usage
+from memguard.sampling import heap_counts, memory_usage
 from memguard.units import format_bytes
 
 _USEFUL_BYTES = 1024 * 1024

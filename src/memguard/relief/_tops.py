@@ -23,10 +23,9 @@ from memguard.relief._allocator import (
     _M_MMAP_THRESHOLD,
     _M_TRIM_THRESHOLD,
     _count_arenas,
-    _glibc,
     _told,
-    held_free_bytes,
 )
+from memguard.sampling import glibc, held_free_bytes
 
 _log = logging.getLogger("memguard")
 _WORTH_BYTES = 8 * 1024**2
@@ -74,7 +73,7 @@ class Tops:
         return True
 
     def _worth(self) -> Any:
-        library = _glibc()
+        library = glibc()
         return library if library is not None and (held_free_bytes() or 0) >= _WORTH_BYTES else None
 
     def _say_once(self) -> None:
