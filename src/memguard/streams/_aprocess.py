@@ -15,7 +15,7 @@ from memguard.streams._admission import aadmitted
 from memguard.streams._apool import AsyncPool
 from memguard.streams._arguments import check_seconds
 from memguard.streams._held import Held
-from memguard.streams._job import Job, OnMemoryError, OnPressure, call, check_executor
+from memguard.streams._job import Job, OnMemoryError, OnPressure, call, check_executor, raise_what_none_may_swallow
 from memguard.streams._pacer import yield_to_loop
 from memguard.streams._report import ChunkReport
 from memguard.streams._source import AsyncSource
@@ -92,11 +92,10 @@ async def aprocess_in_chunks(
             await _sliced(source, cast("Callable[[list[T]], R]", fn), job, block)
     except BaseException:
         await source.close(theirs=not job.gave_up)
+        raise_what_none_may_swallow(source.reader)
         raise
     await source.close()
-    source.reader.error = job.unread_error(source.reader.error)
-    source.reader.raise_error()
-    return job.end(complete=not job.stopping)
+    return job.conclude(source.reader)
 
 
 async def _sliced(source: AsyncSource[T], fn: Callable[[list[T]], R], job: Job[R], max_block: float | None) -> None:

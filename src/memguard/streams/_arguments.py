@@ -20,11 +20,11 @@ def check_count(value: Any, name: str, *, least: int = 1) -> int:
         ValueError: It is smaller.
     """
     if isinstance(value, bool):
-        raise TypeError(f"{name} is a whole number of items, got {value!r}")
+        raise TypeError(f"{name} is a whole number, got {value!r}")
     try:
         count = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} is a whole number of items, got {value!r}") from None
+        raise TypeError(f"{name} is a whole number, got {value!r}") from None
     if count < least:
         raise ValueError(f"{name} is {least} or more, got {count}")
     return count

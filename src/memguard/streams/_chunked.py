@@ -65,6 +65,7 @@ def _by_count(reader: Reader[T], count: int) -> Iterator[list[T]]:
             chunk: list[T] = []
             if reader.draw(chunk, count):
                 yield chunk
+                chunk = []  # the consumer's alone from here on
     finally:
         reader.close()
     reader.raise_error()
@@ -91,6 +92,7 @@ def _by_weighed_bytes(reader: Reader[T], count: int, budget: int) -> Iterator[li
             filling.fill(chunk, reader)
             if chunk:
                 yield chunk
+                chunk = []
     finally:
         reader.close()
     reader.raise_error()

@@ -10,7 +10,7 @@ import enum
 import time
 from collections.abc import Callable, Sized
 from concurrent.futures import Executor
-from typing import Any, Generic, Literal, TypeAlias, TypeVar, get_args
+from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, get_args
 
 from memguard.errors import ChunksRefusedError, MemoryCircuitBreakerError
 from memguard.policy import ChunkSize
@@ -193,25 +193,38 @@ class Job(Generic[R]):
         self.size = self.size.done()
         self.account.tell(self.size.items, self.gate.level)
 
-    def unread_error(self, error: BaseException | None) -> BaseException | None:
+    def conclude(self, source: Failing) -> ChunkReport[R]:
         """
-        Return the error of the source if the caller is to get it.
+        Raise the error of *source*, now that all items before it are done; return the report if there is none.
 
         A job that stopped before the items ran out has a report to hand over: there an error is one of its warnings.
-        What no code may swallow is raised all the same.
         """
-        if error is None or not self.stopping or not isinstance(error, Exception):
-            return error
-        self.account.warnings.append(f"the source failed before its end: {error!r}")
-        return None
-
-    def end(self, *, complete: bool) -> ChunkReport[R]:
-        """Tell for the last time; return the report."""
+        if self.stopping and isinstance(source.error, Exception):
+            self.account.warnings.append(f"the source failed before its end: {source.error!r}")
+            source.error = None
+        source.raise_error()
+        complete = not self.stopping
         self.account.tell(self.size.items, self.gate.level, complete=complete, final=True)
         return self._report(complete=complete)
 
     def _report(self, *, complete: bool) -> ChunkReport[R]:
         return self.account.report(complete=complete, pending=self.shelf.pending)
+
+
+class Failing(Protocol):
+    """A reader, with the error that it keeps back."""
+
+    error: BaseException | None
+
+    def raise_error(self) -> None:
+        """Raise it, and forget it."""
+
+
+def raise_what_none_may_swallow(source: Failing) -> None:
+    """Beside an error of the job, raise a KeyboardInterrupt or the like of *source*; forget any other error of it."""
+    if isinstance(source.error, Exception):
+        source.error = None
+    source.raise_error()
 
 
 def never_fits(error: MemoryCircuitBreakerError) -> bool:

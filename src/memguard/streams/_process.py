@@ -10,7 +10,7 @@ from concurrent.futures import Executor
 from typing import TypeVar
 
 from memguard.streams._admission import admitted
-from memguard.streams._job import Job, OnMemoryError, OnPressure, call, check_executor
+from memguard.streams._job import Job, OnMemoryError, OnPressure, call, check_executor, raise_what_none_may_swallow
 from memguard.streams._pool import Pool
 from memguard.streams._report import ChunkReport
 from memguard.streams._source import Source
@@ -104,11 +104,10 @@ def process_in_chunks(
             Pool(source, fn, job, executor, width, ordered=ordered).run()
     except BaseException:
         source.close(theirs=not job.gave_up)
+        raise_what_none_may_swallow(source.reader)
         raise
     source.close()
-    source.reader.error = job.unread_error(source.reader.error)
-    source.reader.raise_error()
-    return job.end(complete=not job.stopping)
+    return job.conclude(source.reader)
 
 
 def _one_by_one(source: Source[T], fn: Callable[[list[T]], R], job: Job[R]) -> None:
