@@ -1,0 +1,307 @@
+"""
+What a source gave before it failed is handed out before its error, in every form.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+
+import pytest
+from forms import (
+    ASYNC_FORMS,
+    ASYNC_SOURCES,
+    SOON,
+    SYNC_FORMS,
+    SYNC_SOURCE_ON_A_LOOP,
+    SYNC_SOURCES,
+    async_source,
+    run_async,
+    run_sync,
+    sync_source,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from memguard import UNGUARDED, achunked, aprocess_in_chunks, chunked, process_in_chunks
+
+ERRORS = [None, OSError, asyncio.CancelledError, KeyboardInterrupt, SystemExit]
+counts, sizes, errors = st.integers(0, 40), st.integers(1, 12), st.sampled_from(ERRORS)
+
+
+def made(error):
+    return None if error is None else error("source broke")
+
+
+@pytest.mark.parametrize("form", SYNC_FORMS)
+@given(kind=st.sampled_from(sorted(SYNC_SOURCES)), count=counts, size=sizes, error=errors)
+@settings(deadline=None, max_examples=40)
+def test_all_items_come_before_the_error(form, kind, count, size, error):
+    raised = made(error)
+    seen, got = run_sync(form, SYNC_SOURCES[kind](count, raised), size)
+
+    assert seen == list(range(count))
+    assert got is raised
+
+
+@pytest.mark.parametrize("form", ASYNC_FORMS | SYNC_SOURCE_ON_A_LOOP)
+@given(kind=st.sampled_from(sorted(SYNC_SOURCES | ASYNC_SOURCES)), count=counts, size=sizes, error=errors)
+@settings(deadline=None, max_examples=40)
+def test_on_a_loop_all_items_come_before_the_error(form, kind, count, size, error):
+    if form in SYNC_SOURCE_ON_A_LOOP and kind in ASYNC_SOURCES:
+        return
+    raised = made(error)
+    seen, got = run_async(form, lambda: (SYNC_SOURCES | ASYNC_SOURCES)[kind](count, raised), size)
+
+    assert seen == list(range(count))
+    assert got is raised
+
+
+def test_a_source_that_awaited_something_cancelled_is_not_complete():
+    async def source():
+        yield 1
+        yield 2
+        future = asyncio.get_running_loop().create_future()
+        future.cancel()
+        await future
+        yield 3
+
+    for form in ASYNC_FORMS:
+        seen, got = run_async(form, source, 2)
+        assert seen == [1, 2], form
+        assert isinstance(got, asyncio.CancelledError), form
+
+
+def test_a_source_that_swallows_our_cancellation_and_ends_is_not_complete():
+    async def source(waiting):
+        yield 1
+        try:
+            waiting.set()
+            await asyncio.sleep(SOON)
+        except asyncio.CancelledError:
+            return
+
+    async def main():
+        waiting = asyncio.Event()
+        task = asyncio.create_task(aprocess_in_chunks(source(waiting), list, chunk_size=5, breaker=UNGUARDED))
+        await waiting.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+
+
+def test_a_job_that_is_cancelled_itself_does_not_go_on_with_the_partial_chunk():
+    async def main():
+        done, waiting = [], asyncio.Event()
+
+        async def source():
+            yield 1
+            waiting.set()
+            await asyncio.sleep(SOON)
+
+        job = aprocess_in_chunks(source(), done.extend, chunk_size=5, breaker=UNGUARDED, max_block=None)
+        task = asyncio.create_task(job)
+        await waiting.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert done == []
+
+    asyncio.run(main())
+
+
+def test_a_pump_that_is_cancelled_before_its_first_step_leaves_nobody_waiting():
+    async def main():
+        chunks = achunked(async_source(5, None), 2)
+        first = asyncio.ensure_future(anext(chunks))
+        await asyncio.sleep(0)
+        (pump,) = asyncio.all_tasks() - {asyncio.current_task(), first}
+        pump.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(first, SOON)
+
+    asyncio.run(main())
+
+
+def test_an_item_that_cannot_be_weighed_is_handed_out_before_the_error():
+    items = [b"a", b"b", None, b"d"]
+    seen = []
+
+    with pytest.raises(TypeError):
+        for chunk in chunked(iter(items), max_bytes=10, sizeof=len):
+            seen.append(chunk)
+    assert seen == [[b"a", b"b", None]]
+
+    async def main():
+        for source in (iter(items), each(items)):
+            seen = []
+            with pytest.raises(TypeError):
+                async for chunk in achunked(source, max_bytes=10, sizeof=len):
+                    seen.append(chunk)
+            assert seen == [[b"a", b"b", None]]
+
+    async def each(items):
+        for item in items:
+            yield item
+
+    asyncio.run(main())
+
+
+def test_a_list_of_ones_own_is_asked_what_it_iterates_over():
+    class Doubled(list):
+        def __iter__(self):
+            return (2 * item for item in super().__iter__())
+
+    assert list(chunked(Doubled([1, 2, 3]), 2)) == [[2, 4], [6]]
+
+
+def test_a_job_that_stops_before_the_error_tells_it_as_a_warning():
+    report = process_in_chunks(
+        sync_source(5, OSError("source broke")), list, chunk_size=10, stop_when=bool, breaker=UNGUARDED
+    )
+
+    assert (report.results, report.complete) == ([[0, 1, 2, 3, 4]], False)
+    assert "source broke" in report.warnings[0]
+
+
+def test_a_keyboard_interrupt_of_the_source_is_raised_even_beside_another_error():
+    def fail(chunk):
+        raise OSError("fn broke")
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        process_in_chunks(sync_source(5, KeyboardInterrupt()), fail, chunk_size=10, breaker=UNGUARDED)
+    assert isinstance(caught.value.__context__, OSError)
+
+    with pytest.raises(KeyboardInterrupt):
+        process_in_chunks(
+            sync_source(5, KeyboardInterrupt()), list, chunk_size=10, stop_when=bool, breaker=UNGUARDED
+        )
+
+
+def test_closing_chunks_does_not_swallow_a_system_exit_that_nobody_was_told():
+    async def main():
+        chunks = achunked(async_source(3, SystemExit()), 2)
+        await anext(chunks)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        with pytest.raises(SystemExit):
+            await chunks.aclose()
+        await chunks.aclose()
+
+    asyncio.run(main())
+
+
+# ----- what is kept alive
+
+
+class Witness:
+    """Something to see the end of."""
+
+
+@pytest.fixture
+def _no_collector():
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def failing(witnesses):
+    def fn(chunk):
+        local = Witness()
+        witnesses.append(weakref.ref(local))
+        raise OSError("fn broke")
+
+    return fn
+
+
+@pytest.mark.usefixtures("_no_collector")
+@pytest.mark.parametrize("form", ["process", "threads", "slices", "async function", "threads on a loop"])
+def test_nothing_keeps_the_locals_of_a_function_that_failed(form):
+    import forms
+
+    witnesses = []
+    fn = failing(witnesses)
+    runs = {
+        "process": lambda: process_in_chunks(range(30), fn, chunk_size=10, breaker=UNGUARDED),
+        "threads": lambda: forms.in_threads(range(30), fn, 10, concurrency=2),
+        "slices": lambda: asyncio.run(forms.on_loop(range(30), fn, 10)),
+        "async function": lambda: asyncio.run(forms.async_function(range(30), fn, 10, concurrency=2)),
+        "threads on a loop": lambda: asyncio.run(forms.on_loop_in_threads(range(30), fn, 10, concurrency=2)),
+    }
+
+    async def on_a_loop_that_goes_on():
+        # What asyncio.run itself keeps until its loop is closed is not ours.
+        try:
+            await {
+                "slices": lambda: forms.on_loop(range(30), fn, 10),
+                "async function": lambda: forms.async_function(range(30), fn, 10, concurrency=2),
+                "threads on a loop": lambda: forms.on_loop_in_threads(range(30), fn, 10, concurrency=2),
+            }[form]()
+        except OSError:
+            pass
+        await asyncio.sleep(0)
+        assert [witness() for witness in witnesses] == [None] * len(witnesses)
+
+    if form in ("process", "threads"):
+        with pytest.raises(OSError, match="fn broke"):
+            runs[form]()
+        gc_free = [witness() for witness in witnesses]
+        assert gc_free == [None] * len(witnesses)
+    else:
+        asyncio.run(on_a_loop_that_goes_on())
+    assert witnesses
+
+
+@pytest.mark.usefixtures("_no_collector")
+@pytest.mark.parametrize("form", SYNC_FORMS)
+def test_nothing_keeps_the_items_of_a_source_that_failed(form):
+    witnesses = []
+
+    def source():
+        for _ in range(25):
+            item = Witness()
+            witnesses.append(weakref.ref(item))
+            yield item
+        del item
+        raise OSError("source broke")
+
+    seen = []
+    try:
+        SYNC_FORMS[form](source(), seen, 10)
+    except OSError as error:
+        seen.clear()
+        # The error is still held, with its traceback.
+        assert [witness() for witness in witnesses] == [None] * 25
+        assert str(error) == "source broke"
+
+
+@pytest.mark.usefixtures("_no_collector")
+def test_an_iterator_that_handed_an_error_over_forgets_it():
+    async def main():
+        def source():
+            local = Witness()
+            witnesses.append(weakref.ref(local))
+            yield 1
+            raise OSError("source broke")
+
+        async def asource():
+            local = Witness()
+            witnesses.append(weakref.ref(local))
+            yield 1
+            raise OSError("source broke")
+
+        witnesses = []
+        kept = [achunked(source(), 5), achunked(asource(), 5)]
+        for chunks in kept:
+            await anext(chunks)
+            with pytest.raises(OSError, match="source broke"):
+                await anext(chunks)
+        del chunks
+        await asyncio.sleep(0)
+        assert [witness() for witness in witnesses] == [None, None]
+
+    asyncio.run(main())
