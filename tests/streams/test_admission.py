@@ -122,7 +122,7 @@ def test_without_progress_its_patience_ends_with_what_is_done(run):
         purse.closed = True
         return len(chunk)
 
-    purse.reserve = lambda nbytes, *, timeout=0.0: _refusing(purse, timeout)
+    purse.reserve = lambda nbytes, *, timeout=0.0: RefusingHold(purse, timeout)
     with pytest.raises(ChunksRefusedError) as caught:
         run(range(100), work, chunk_size=8, breaker=purse, patience=0.01, concurrency=1)
 
@@ -131,7 +131,7 @@ def test_without_progress_its_patience_ends_with_what_is_done(run):
     assert purse.waits[0] <= 0.01
 
 
-class _refusing:
+class RefusingHold:
     """A hold that refuses at once, however much time it is given."""
 
     def __init__(self, purse, timeout):
@@ -214,7 +214,7 @@ def test_a_gate_that_refuses_at_once_is_asked_again_while_there_is_patience():
     def reserve(nbytes, *, timeout=0.0):
         tries.append(timeout)
         if len(tries) < 3:
-            return _refusing(purse, timeout)
+            return RefusingHold(purse, timeout)
         purse.closed = False
         return Purse.reserve(purse, nbytes)
 
