@@ -9,7 +9,7 @@ from memguard.policy._batch import AdaptiveBatchSize
 from memguard.policy._cadence import reading_interval
 from memguard.policy._chunks import ChunkSize, slice_size
 from memguard.policy._circuit import Circuit, State, next_circuit
-from memguard.policy._cost import LearnedCost, cost_bytes
+from memguard.policy._cost import Features, FunctionCost, cost_bytes, features, is_overrun, tolerance_bytes
 from memguard.policy._floor import Floor, next_floor, top_bytes
 from memguard.policy._leak_detector import LeakDetector
 from memguard.policy._leak_result import LeakDetectionResult
@@ -21,10 +21,11 @@ __all__ = [
     "AdaptiveBatchSize",
     "ChunkSize",
     "Circuit",
+    "Features",
     "Floor",
+    "FunctionCost",
     "LeakDetectionResult",
     "LeakDetector",
-    "LearnedCost",
     "LineBytes",
     "Lines",
     "MinuteGrowth",
@@ -32,10 +33,13 @@ __all__ = [
     "WatchLines",
     "cost_bytes",
     "detect_leak",
+    "features",
+    "is_overrun",
     "next_circuit",
     "next_floor",
     "next_level",
     "reading_interval",
     "slice_size",
+    "tolerance_bytes",
     "top_bytes",
 ]
