@@ -19,6 +19,7 @@ import logging
 import threading
 import time
 import weakref
+from _thread import start_new_thread
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol, Self, TypeAlias
@@ -175,7 +176,8 @@ class _SampledMark:
         if not first:
             return
         try:
-            threading.Thread(target=self._watch, args=(end,), name="memguard-peak", daemon=True).start()
+            # Not a threading.Thread, whose start takes a lock and waits: this may be a finalizer inside of that lock.
+            start_new_thread(self._watch, (end,))
         except RuntimeError as error:
             # No thread more may be started: then only beginnings and ends of blocks are seen.
             self.stop()
