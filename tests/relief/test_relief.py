@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import _thread
 import gc
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -13,9 +15,9 @@ import pytest
 import memguard.relief._allocator as allocator
 import memguard.sampling._heap as heap
 from memguard import allocator_usage, limit_arenas, release_memory
-from memguard.relief import AllocatorUsage, HeapCounts, Relief, Step, Tops, default_steps, held_free_bytes
+from memguard.relief import AllocatorUsage, HeapCounts, Relief, Step, Tops, _tops, default_steps, held_free_bytes
 from memguard.relief._relief import run_steps
-from memguard.relief._tops import _Lowered
+from memguard.relief._shrinking import Shrinkables
 from memguard.testing import FakeClock
 
 MIB = 1024**2
@@ -112,11 +114,203 @@ def test_whoever_comes_while_one_runs_waits_for_it_and_does_not_run_another():
     assert len(answers) == 1
 
 
-def test_a_step_that_raises_leaves_the_way_free():
-    relief = Relief([Step("bad", lambda: 1 / 0)])
+def test_a_step_that_raises_is_logged_and_the_others_run(caplog):
+    memory, clock = Memory(100 * MIB), FakeClock()
+    relief = Relief([Step("bad", lambda: 1 / 0), Step("good", memory.free(30 * MIB))], clock)
+
     for _ in range(2):
-        with pytest.raises(ZeroDivisionError):
-            relief.attempt(lambda: 0)
+        assert relief.attempt(memory.read)
+        clock.advance(60)
+
+    assert relief.freed_bytes == 60 * MIB
+    assert caplog.text.count("the relief step 'bad' failed") == 2
+
+
+def test_an_exception_of_a_signal_handler_in_a_step_leaves_the_way_free():
+    clock, interrupts = FakeClock(), [KeyboardInterrupt()]
+
+    def step():
+        if interrupts:
+            raise interrupts.pop()
+
+    relief = Relief([Step("step", step)], clock)
+    with pytest.raises(KeyboardInterrupt):
+        relief.attempt(lambda: 0)
+
+    assert relief.attempt(lambda: 0)
+
+
+def test_what_cannot_be_measured_is_relieved_all_the_same(caplog):
+    """Who asks for relief wants room, not an error."""
+    ran, clock = [], FakeClock()
+
+    def broken(*_):
+        raise OSError("no figures today")
+
+    relief = Relief([Step("step", lambda: ran.append(1), worth=broken)], clock)
+
+    assert relief.attempt(broken)
+    clock.advance(60)
+    assert relief.attempt(broken, wanted=broken)
+    assert ran == [1, 1]
+    assert "no figures today" in caplog.text
+
+
+def test_a_log_handler_that_fails_stops_no_relief(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no space left for logs")
+
+    monkeypatch.setattr("memguard.relief._relief._log.exception", broken)
+
+    assert Relief([Step("bad", lambda: 1 / 0)]).attempt(lambda: 0)
+
+
+def test_nobody_waits_for_a_relief_for_ever(monkeypatch):
+    """It may wait for something that we hold, unknown to both."""
+    monkeypatch.setattr("memguard.relief._relief._LONGEST_WAIT_SECONDS", 0.01)
+    inside, go = threading.Event(), threading.Event()
+
+    def step():
+        inside.set()
+        assert go.wait(30)
+
+    relief = Relief([Step("step", step)])
+    first = threading.Thread(target=relief.attempt, args=(lambda: 0,))
+    first.start()
+    assert inside.wait(30)
+
+    assert not relief.attempt(lambda: 0)
+    go.set()
+    first.join(30)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_in_a_forked_child_a_relief_of_another_thread_is_in_nobody_s_way():
+    inside, go = threading.Event(), threading.Event()
+    steps = [lambda: inside.set() or go.wait(30), lambda: None]
+
+    def step():
+        steps.pop(0)()
+
+    relief = Relief([Step("step", step)], FakeClock())
+    first = threading.Thread(target=relief.attempt, args=(lambda: 0,))
+    first.start()
+    assert inside.wait(30)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        os._exit(0 if relief.attempt(lambda: 0) and not steps else 1)
+    go.set()
+    first.join(30)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_finalizers_that_ask_for_relief_while_it_collects_are_sent_away():
+    relief = Relief(default_steps(), FakeClock())
+    answers = []
+
+    class Asks:
+        def __init__(self):
+            self.me = self
+
+        def __del__(self):
+            answers.append(relief.attempt(lambda: 0))
+
+    gc.collect()
+    gc.disable()
+    for _ in range(3):
+        Asks()
+    gc.enable()
+    relief.attempt(lambda: 0)
+
+    assert answers == [False] * 3
+
+
+class Cache:
+    """Holds so many bytes, and tells what it is told to tell."""
+
+    shrink_under_pressure = True
+
+    def __init__(self, held=100, value=1.0, gives=None):
+        self.held, self.value, self.gives = held, value, gives
+        self.asked = []
+
+    def held_bytes(self):
+        return self.held() if callable(self.held) else self.held
+
+    def value_per_byte(self):
+        return self.value() if callable(self.value) else self.value
+
+    def give_back(self, nbytes):
+        self.asked.append(nbytes)
+        return nbytes if self.gives is None else self.gives()
+
+
+def broken():
+    raise RuntimeError("out of order")
+
+
+class Undecided(Cache):
+    @property
+    def shrink_under_pressure(self):
+        raise RuntimeError("out of order")
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        Cache(held=broken),
+        Cache(held=-5),
+        Cache(held=float("nan")),
+        Cache(held=float("inf")),
+        Cache(held="much"),
+        Cache(value=broken),
+        Cache(value=float("nan")),
+        Cache(gives=broken),
+        Cache(gives=lambda: -100),
+        Cache(gives=lambda: float("nan")),
+        Cache(gives=lambda: None),
+        Cache(gives=lambda: 10**30),
+        Undecided(),
+    ],
+    ids=[
+        "held raises", "held negative", "held nan", "held infinite", "held text", "value raises", "value nan",
+        "gives raises", "gives less than nothing", "gives nan", "gives nothing", "gives more than it held", "undecided",
+    ],
+)  # fmt: skip
+def test_a_cache_that_is_out_of_order_is_passed_over_and_said_once(odd, caplog):
+    caches, good = Shrinkables(), Cache(held=1000, value=2.0)
+    caches.add(odd)
+    caches.add(good)
+
+    assert 1000 <= caches.held_bytes() <= 1100
+    assert 1000 <= caches.shrinkable_bytes() <= 1100
+    for _ in range(2):
+        assert 400 <= caches.shrink(500) <= 600
+    assert sum(good.asked) >= 800
+    assert caplog.text.count("is passed over") <= 1
+
+
+def test_a_cache_that_gave_nothing_is_made_up_for_by_the_others():
+    caches, bad, good = Shrinkables(), Cache(gives=broken), Cache(held=1000, value=2.0)
+    caches.add(bad)
+    caches.add(good)
+
+    assert caches.shrink(300) == 300
+    assert good.asked == [300]
+
+
+def test_where_a_log_handler_fails_caches_shrink_all_the_same(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no space left for logs")
+
+    monkeypatch.setattr("memguard.relief._shrinking._log.warning", fail)
+    caches, bad = Shrinkables(), Cache(held=broken)
+    caches.add(bad)
+
+    assert caches.held_bytes() == 0
 
 
 def test_without_forced_collection_only_the_allocator_is_asked():
@@ -390,22 +584,70 @@ def test_the_users_thresholds_are_set_again(monkeypatch, environ, kept):
     said = []
     library = SimpleNamespace(mallopt=lambda *asked: said.append(asked))
 
-    with _Lowered(library):
-        assert said == [(-1, MIB)]
+    assert Tops()._lowered(library, lambda: said.append("done"))
 
-    assert dict(said[1:]) == kept
+    assert said[:2] == [(-1, MIB), "done"]
+    assert dict(said[2:]) == kept
 
 
-def test_where_no_thread_can_be_started_the_tops_of_fewer_come_back(monkeypatch):
-    def start(thread):
-        raise RuntimeError("can't start new thread")
+@pytest.mark.parametrize("at", ["lowering", "freeing"])
+def test_thresholds_are_set_back_whatever_comes_in_between(at):
+    said = []
 
-    monkeypatch.setattr(threading.Thread, "start", start)
+    def mallopt(*asked):
+        said.append(asked)
+        if at == "lowering" and len(said) == 1:
+            raise KeyboardInterrupt
+
+    def free():
+        raise KeyboardInterrupt
+
+    own = Tops()
+    with pytest.raises(KeyboardInterrupt):
+        own._lowered(SimpleNamespace(mallopt=mallopt), free)
+
+    assert said == [(-1, MIB), (-1, 64 * MIB), (-3, 32 * MIB)]
+    assert own._lowered(SimpleNamespace(mallopt=lambda *_: 1), lambda: None)
+
+
+def test_tops_are_given_back_by_one_at_a_time():
+    own, answers = Tops(), []
+    library = SimpleNamespace(mallopt=lambda *_: 1)
+
+    assert own._lowered(library, lambda: answers.append(own._lowered(library, lambda: None)))
+    assert answers == [False]
+
+
+@pytest.mark.parametrize("left", [0, 2])
+def test_where_no_thread_can_be_started_the_tops_of_fewer_come_back(monkeypatch, left):
+    started = []
+
+    def start(run, arguments):
+        if len(started) == left:
+            raise RuntimeError("can't start new thread")
+        started.append(_thread.start_new_thread(run, arguments))
+
+    freed = []
+    library = SimpleNamespace(mallopt=lambda option, value: 1, malloc=lambda size: size, free=freed.append)
+    monkeypatch.setattr(_tops, "start_new_thread", start)
     monkeypatch.setattr("memguard.relief._tops.held_free_bytes", lambda: 100 * MIB)
     monkeypatch.setattr("memguard.relief._tops._count_arenas", lambda library: 4)
-    monkeypatch.setattr("memguard.relief._tops.glibc", lambda: SimpleNamespace(mallopt=lambda option, value: 1))
+    monkeypatch.setattr("memguard.relief._tops.glibc", lambda: library)
 
     assert Tops().give_back()
+    assert len(freed) == left
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads of glibc")
+def test_tops_are_given_back_in_a_handler_that_interrupts_the_books_of_threading():
+    """To start a threading.Thread there would be to wait for ever: its lock is ours, and the new thread wants it."""
+    freed = []
+    library = SimpleNamespace(malloc=lambda size: size, free=freed.append)
+
+    with threading._active_limbo_lock:
+        _tops._free_a_block_in_threads(library, 3)
+
+    assert len(freed) == 3
 
 
 def test_where_threads_only_make_more_arenas_it_is_not_tried_a_third_time(monkeypatch):

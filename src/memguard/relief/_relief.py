@@ -1,21 +1,29 @@
 """
 One relief: the steps in order, each measured; not twice at once, and not more often than it helps.
+
+A relief may be asked for from anywhere: by a finalizer that the collection in it runs, by a signal handler that
+interrupts it. Whoever asks waits for another thread's at most, and not for ever. What fails in it is logged, and the
+rest goes on: who asked wants room, not an error.
 """
 
 from __future__ import annotations
 
 import gc
-import threading
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from memguard.errors import SamplingError
 from memguard.relief._allocator import trim
 from memguard.relief._shrinking import Shrinkables, shrinkables
 from memguard.relief._tops import tops
-from memguard.sampling import heap_counts, memory_usage
+from memguard.sampling import heap_counts, memory_usage, resident_bytes
+from memguard.turns import Claim, Turn
 from memguard.units import format_bytes
+
+_log = logging.getLogger("memguard")
 
 _USEFUL_BYTES = 1024 * 1024
 _WORTH_BYTES = 8 * 1024**2
@@ -23,6 +31,8 @@ _LONGEST_REST_SECONDS = 0.25
 _TIDY_PAUSE_SECONDS = 10.0
 _PAUSE_TIMES = 20
 """A relief that helped may cost a twentieth of the time."""
+_LONGEST_WAIT_SECONDS = 2.0
+"""For a relief that another thread is at. That may itself wait for something that we hold, unknown to both."""
 
 
 class Step(NamedTuple):
@@ -92,17 +102,47 @@ def default_steps(*, collect: bool = True) -> tuple[Step, ...]:
 
 def _free_bytes() -> int:
     counts = heap_counts()
-    return 0 if counts is None else counts.kept_bytes(memory_usage().anon_bytes)
+    if counts is None:
+        return 0
+    try:
+        return counts.kept_bytes(memory_usage().anon_bytes)
+    except SamplingError:
+        return counts.free_bytes
+
+
+def _answer(what: str, ask: Callable[[], int], otherwise: int) -> int:
+    """Return what *ask* tells; *otherwise* where it raises, which is logged once: it may be asked all the time."""
+    try:
+        return ask()
+    except Exception:
+        if what not in _failed:
+            _failed.add(what)
+            _say(f"{what} failed; relief goes on")
+        return otherwise
+
+
+_failed: set[str] = set()
+
+
+def _say(text: str) -> None:
+    """Log *text* with the exception that is being handled."""
+    try:
+        _log.exception("memguard: %s", text)
+    except Exception:  # noqa: S110 - a log handler of somebody else's
+        pass
 
 
 def run_steps(steps: Sequence[Step], read: Callable[[], int], clock: Callable[[], float]) -> ReliefReport:
-    """Run *steps*; *read* returns the bytes in use."""
-    before = now = read()
+    """Run *steps*; *read* returns the bytes in use. One that raises is logged, and gave nothing back."""
+    before = now = _answer("reading what is in use", read, 0)
     began = at = clock()
     done = []
     for step in steps:
-        step.act()
-        after, then = read(), clock()
+        try:
+            step.act()
+        except Exception:
+            _say(f"the relief step {step.name!r} failed; the others go on")
+        after, then = _answer("reading what is in use", read, now), clock()
         done.append(ReliefStep(step.name, now - after, then - at))
         now, at = after, then
     return ReliefReport(tuple(done), before, now, at - began)
@@ -127,7 +167,7 @@ def release_memory(*, caches: float = 0.5) -> ReliefReport:
         return shrinkables.shrink(round(shrinkables.shrinkable_bytes() * caches))
 
     steps = (Step("caches", shrink), *default_steps())
-    return run_steps(steps, lambda: memory_usage().rss_bytes, time.monotonic)
+    return run_steps(steps, resident_bytes, time.monotonic)
 
 
 @dataclass(slots=True)
@@ -145,7 +185,11 @@ class _Throttle:
             return False
         if now >= self.due_at:
             return True
-        return self.step.worth is not None and self.step.worth() >= self.left_bytes + _WORTH_BYTES
+        return self.step.worth is not None and self.worth_bytes() >= self.left_bytes + _WORTH_BYTES
+
+    def worth_bytes(self) -> int:
+        worth = self.step.worth
+        return 0 if worth is None else _answer(f"asking what {self.step.name!r} may give back", worth, 0)
 
     def ran(self, now: float, seconds: float, *, useful: bool) -> None:
         rest = _PAUSE_TIMES * seconds
@@ -155,7 +199,7 @@ class _Throttle:
             # It knows that there is something. Beside busy threads most of its time was theirs.
             rest = min(rest, _LONGEST_REST_SECONDS)
         self.rested_at = self.due_at = now + rest
-        self.left_bytes = 0 if self.step.worth is None or self.step.costs else self.step.worth()
+        self.left_bytes = 0 if self.step.costs else self.worth_bytes()
         if useful:
             self.pause_seconds = 0.0
             return
@@ -190,8 +234,7 @@ class Relief:
             steps = (Step("caches", self._shrink, worth=caches.shrinkable_bytes, costs=True), *steps)
         self._throttles = tuple(_Throttle(step) for step in steps)
         self._clock = clock
-        self._running = threading.Lock()
-        self._runner: int | None = None
+        self._turn = Turn()
         self._tidy_at = float("-inf")
         self.runs = 0
         self.freed_bytes = 0
@@ -216,7 +259,7 @@ class Relief:
         self, read: Callable[[], int], *, wanted: Callable[[int], int] | None = None, tidy: bool = False
     ) -> bool:
         """
-        Run the steps that are due; wait for one that another thread is at.
+        Run the steps that are due; wait for one that another thread is at, for two seconds at most.
 
         Args:
             read: Returns the bytes in use.
@@ -224,29 +267,31 @@ class Relief:
             tidy: Run only those that tell what they are worth and cost nobody anything.
 
         Returns:
-            Whether a relief ended during the call: a new reading is worth taking.
+            Whether a relief ended during the call: a new reading is worth taking. False in a finalizer or signal
+            handler that interrupts a relief of the same thread.
         """
-        # A finalizer that the collection runs may ask again, in this same thread.
-        if not self.due or self._runner == threading.get_ident():
+        if not self.due:
             return False
-        alone = self._running.acquire(blocking=False)
-        if not alone:
-            with self._running:
-                return True
+        claim = Claim(self._turn)
         try:
-            self._runner = threading.get_ident()
-            now = self._clock()
-            due = [each for each in self._throttles if each.is_due(now) and (_tidies(each.step) or not tidy)]
-            self._wanted_bytes = 0 if wanted is None else max(0, wanted(read()))
-            if not self._wanted_bytes:
-                # Not asked, caches are not found useless: the next who asks shall not have to wait.
-                due = [each for each in due if not each.step.costs]
-            if due:
-                self._note(due, run_steps([throttle.step for throttle in due], read, self._clock))
+            if claim.take():
+                self._run(read, wanted, tidy=tidy)
+                return True
         finally:
-            self._runner = None
-            self._running.release()
-        return True
+            claim.give_back()
+        return self._turn.wait(_LONGEST_WAIT_SECONDS)
+
+    def _run(self, read: Callable[[], int], wanted: Callable[[int], int] | None, *, tidy: bool) -> None:
+        now = self._clock()
+        due = [each for each in self._throttles if each.is_due(now) and (_tidies(each.step) or not tidy)]
+        self._wanted_bytes = 0
+        if wanted is not None:
+            self._wanted_bytes = max(0, _answer("asking how much is too much", lambda: wanted(read()), 0))
+        if not self._wanted_bytes:
+            # Not asked, caches are not found useless: the next who asks shall not have to wait.
+            due = [each for each in due if not each.step.costs]
+        if due:
+            self._note(due, run_steps([throttle.step for throttle in due], read, self._clock))
 
     def _shrink(self) -> None:
         self._given_bytes = 0 if self._caches is None else self._caches.shrink(self._wanted_bytes)

@@ -1,13 +1,19 @@
 """
 Who can give memory back by holding less: caches, mostly. They are known weakly; whoever dies is forgotten.
+
+They are other people's code: one that raises, or tells a number that cannot be, is logged once and passed over.
 """
 
 from __future__ import annotations
 
 import itertools
+import logging
+import math
 import weakref
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+_log = logging.getLogger("memguard")
 
 
 class Shrinkable(Protocol):
@@ -31,30 +37,44 @@ class Shrinkable(Protocol):
         ...
 
 
+class _Offer(NamedTuple):
+    """What one of them may give: how useful a byte of it is, its number, itself."""
+
+    value_per_byte: float
+    number: int
+    shrinkable: Shrinkable
+
+
 class Shrinkables:
     """All of them. Safe in threads: each operation on the dict is atomic, and nothing of theirs runs under a lock."""
 
     def __init__(self) -> None:
         self._references: dict[int, weakref.ref[Shrinkable]] = {}
         self._numbers = itertools.count()
+        self._odd: set[int] = set()
 
     def add(self, shrinkable: Shrinkable) -> None:
         """Know *shrinkable* as long as it lives."""
         number = next(self._numbers)
-        forget: Callable[[object], object] = lambda _: self._references.pop(number, None)  # noqa: E731
-        self._references[number] = weakref.ref(shrinkable, forget)
+        references, odd = self._references, self._odd
+
+        def forget(_: object) -> None:
+            references.pop(number, None)
+            odd.discard(number)
+
+        references[number] = weakref.ref(shrinkable, forget)
 
     def alive(self) -> list[Shrinkable]:
         """Return those that live."""
-        return [each for reference in list(self._references.values()) if (each := reference()) is not None]
+        return [each for _, each in self._alive()]
 
     def held_bytes(self) -> int:
         """Return what all of them hold, those included that may not be made smaller."""
-        return sum(each.held_bytes() for each in self.alive())
+        return sum(self._held(number, each) for number, each in self._alive())
 
     def shrinkable_bytes(self) -> int:
         """Return what those hold that may be made smaller."""
-        return sum(each.held_bytes() for each in self.alive() if each.shrink_under_pressure)
+        return sum(self._held(number, each) for number, each in self._alive() if self._may_shrink(number, each))
 
     def shrink(self, nbytes: int) -> int:
         """
@@ -63,15 +83,54 @@ class Shrinkables:
         None gives more than half of what it holds before all have given.
         """
         given = 0
-        least_useful_first = sorted(
-            (each for each in self.alive() if each.shrink_under_pressure), key=lambda each: each.value_per_byte()
+        offers = sorted(
+            _Offer(self._number(number, each.value_per_byte), number, each)
+            for number, each in self._alive()
+            if self._may_shrink(number, each)
         )
         for share in (0.5, 1.0):
-            for each in least_useful_first:
+            for _, number, each in offers:
                 if given >= nbytes:
                     return given
-                given += each.give_back(min(nbytes - given, round(each.held_bytes() * share)))
+                held = self._held(number, each)
+                asked = min(nbytes - given, round(held * share))
+                given += min(held, self._given(number, each, asked)) if asked > 0 else 0
         return given
+
+    def _alive(self) -> list[tuple[int, Shrinkable]]:
+        known = self._references.copy().items()
+        return [(number, each) for number, reference in known if (each := reference()) is not None]
+
+    def _held(self, number: int, each: Shrinkable) -> int:
+        return int(self._number(number, each.held_bytes))
+
+    def _given(self, number: int, each: Shrinkable, nbytes: int) -> int:
+        return int(self._number(number, lambda: each.give_back(nbytes)))
+
+    def _may_shrink(self, number: int, each: Shrinkable) -> bool:
+        return self._number(number, lambda: bool(each.shrink_under_pressure)) > 0
+
+    def _number(self, number: int, ask: Callable[[], float]) -> float:
+        """Return what *ask* tells; 0 where it raises, or tells less than nothing, or no number."""
+        try:
+            told = ask()
+            if told >= 0 and math.isfinite(told):
+                return told
+            self._say_once(number, f"told {told!r}")
+        except Exception as error:
+            self._say_once(number, f"raised {type(error).__name__}")
+        return 0
+
+    def _say_once(self, number: int, what: str) -> None:
+        if number in self._odd:
+            return
+        self._odd.add(number)
+        reference = self._references.get(number)
+        kind = type(None if reference is None else reference()).__name__
+        try:
+            _log.warning("memguard: a %s that may hold memory %s; it is passed over where it does", kind, what)
+        except Exception:  # noqa: S110 - a log handler of somebody else's
+            pass
 
 
 shrinkables = Shrinkables()

@@ -16,7 +16,9 @@ See:
 from __future__ import annotations
 
 import logging
-import threading
+import time
+from _thread import start_new_thread
+from collections.abc import Callable
 from typing import Any
 
 from memguard.relief._allocator import (
@@ -26,6 +28,7 @@ from memguard.relief._allocator import (
     _told,
 )
 from memguard.sampling import glibc, held_free_bytes
+from memguard.turns import Bell, Claim, Turn
 
 _log = logging.getLogger("memguard")
 _WORTH_BYTES = 8 * 1024**2
@@ -36,13 +39,15 @@ _MMAP_THRESHOLD_BYTES = 32 * 1024**2
 _TRIM_THRESHOLD_BYTES = 2 * _MMAP_THRESHOLD_BYTES
 _GLIBC_TRIM_THRESHOLD_BYTES = 128 * 1024
 _MOST_THREADS = 64
+_LONGEST_WAIT_SECONDS = 5.0
+"""For threads that do next to nothing. They may never run: at the end of the interpreter, say."""
 
 
 class Tops:
-    """Gives back the tops of arenas: all of them, or that of the calling thread's."""
+    """Gives back the tops of arenas: all of them, or that of the calling thread's. Never waits for one another."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._turn = Turn()
         self._said = False
         self._made_arenas = 0
 
@@ -54,27 +59,39 @@ class Tops:
         arenas = _count_arenas(library)
         if not 1 < arenas <= _MOST_THREADS:
             return False
-        with self._lock, _Lowered(library):
-            _free_a_block_in_threads(library, arenas)
+        if not self._lowered(library, lambda: _free_a_block_in_threads(library, arenas)):
+            return False
         # Arenas were made instead of met. Once, that may have been the last ones; twice, the limit is far, and each
         # living thread sits on its own.
         self._made_arenas += _count_arenas(library) > arenas
-        self._say_once()
         return True
 
     def give_back_own(self) -> bool:
         """Give back what the calling thread's arena keeps at its top; tell whether that was tried."""
         library = self._worth()
-        if library is None:
-            return False
-        with self._lock, _Lowered(library):
-            _free_a_block(library)
-        self._say_once()
-        return True
+        return library is not None and self._lowered(library, lambda: _free_a_block(library))
 
     def _worth(self) -> Any:
         library = glibc()
         return library if library is not None and (held_free_bytes() or 0) >= _WORTH_BYTES else None
+
+    def _lowered(self, library: Any, act: Callable[[], None]) -> bool:
+        """Do *act* while the trim threshold is low; nothing while somebody else is at that. Tell whether it was."""
+        claim = Claim(self._turn)
+        try:
+            if not claim.take():
+                return False
+            afterwards = _thresholds()
+            try:
+                library.mallopt(_M_TRIM_THRESHOLD, _LOW_THRESHOLD_BYTES)
+                act()
+            finally:
+                for option, size in afterwards:
+                    library.mallopt(option, size)
+        finally:
+            claim.give_back()
+        self._say_once()
+        return True
 
     def _say_once(self) -> None:
         if not self._said:
@@ -85,23 +102,16 @@ class Tops:
             )
 
 
-class _Lowered:
-    """While entered, the trim threshold is low."""
-
-    def __init__(self, library: Any) -> None:
-        self._library = library
-
-    def __enter__(self) -> None:
-        self._library.mallopt(_M_TRIM_THRESHOLD, _LOW_THRESHOLD_BYTES)
-
-    def __exit__(self, *error: object) -> None:
-        mapped = _told("MALLOC_MMAP_THRESHOLD_", "mmap_threshold")
-        trimmed = _bytes(_told("MALLOC_TRIM_THRESHOLD_", "trim_threshold"))
-        if trimmed is None:
-            trimmed = _TRIM_THRESHOLD_BYTES if mapped is None else _GLIBC_TRIM_THRESHOLD_BYTES
-        self._library.mallopt(_M_TRIM_THRESHOLD, trimmed)
-        if mapped is None:
-            self._library.mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES)
+def _thresholds() -> list[tuple[int, int]]:
+    """Return the thresholds to be set afterwards: what the user told glibc, or large ones."""
+    mapped = _told("MALLOC_MMAP_THRESHOLD_", "mmap_threshold")
+    trimmed = _bytes(_told("MALLOC_TRIM_THRESHOLD_", "trim_threshold"))
+    if trimmed is None:
+        trimmed = _TRIM_THRESHOLD_BYTES if mapped is None else _GLIBC_TRIM_THRESHOLD_BYTES
+    found = [(_M_TRIM_THRESHOLD, trimmed)]
+    if mapped is None:
+        found.append((_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES))
+    return found
 
 
 def _bytes(text: str | None) -> int | None:
@@ -115,26 +125,45 @@ def _free_a_block(library: Any) -> None:
     library.free(library.malloc(_BLOCK_BYTES))
 
 
+class _Visit:
+    """
+    A thread that comes to an arena, waits until all have come, and frees a block there.
+
+    Not a :class:`threading.Thread`: to start one takes a lock of that module, and waits until the new thread has taken
+    it, too; a finalizer or signal handler that interrupted somebody who has it would wait for ever.
+    """
+
+    def __init__(self, library: Any, go: Bell) -> None:
+        self._library = library
+        self._go = go
+        self.came = Bell()
+        self.gone = Bell()
+        start_new_thread(self._run, ())
+
+    def _run(self) -> None:
+        try:
+            self.came.ring()
+            self._go.wait(_LONGEST_WAIT_SECONDS)
+            _free_a_block(self._library)
+        finally:
+            self.gone.ring()
+
+
 def _free_a_block_in_threads(library: Any, count: int) -> None:
-    go = threading.Event()
-
-    def one() -> None:
-        go.wait()
-        _free_a_block(library)
-
-    threads = []
+    go, visits = Bell(), list[_Visit]()
+    until = time.monotonic() + _LONGEST_WAIT_SECONDS
     try:
         for _ in range(count):
-            thread = threading.Thread(target=one, name="memguard-tops", daemon=True)
-            thread.start()
-            threads.append(thread)
+            visits.append(_Visit(library, go))
+        for visit in visits:
+            visit.came.wait(until - time.monotonic())
     except RuntimeError:
         # No thread more may be started here: those there are reach as many arenas.
-        _log.debug("only %d of %d threads could be started", len(threads), count)
+        _log.debug("only %d of %d threads could be started", len(visits), count)
     finally:
-        go.set()
-        for thread in threads:
-            thread.join()
+        go.ring()
+    for visit in visits:
+        visit.gone.wait(until - time.monotonic())
 
 
 tops = Tops()

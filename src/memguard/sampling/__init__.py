@@ -8,7 +8,7 @@ from memguard.sampling._cgroup import LevelFiles, Place, own_place
 from memguard.sampling._heap import HeapCounts, glibc, heap_counts, held_free_bytes, preloaded
 from memguard.sampling._machine import Machine, Sampler, memory_limit, memory_usage
 from memguard.sampling._peak import PeakMeasurement, measure_cheaply, measure_peak
-from memguard.sampling._procfs import status_bytes
+from memguard.sampling._procfs import resident_bytes, status_bytes
 
 __all__ = [
     "HeapCounts",
@@ -26,5 +26,6 @@ __all__ = [
     "memory_usage",
     "own_place",
     "preloaded",
+    "resident_bytes",
     "status_bytes",
 ]

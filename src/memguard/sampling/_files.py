@@ -206,6 +206,20 @@ def read_once(path: Path) -> bytes:
         return file.readall()
 
 
+def write_once(path: Path, text: bytes) -> None:
+    """
+    Write *text* to the kernel file at *path*.
+
+    Raises:
+        OSError: As the kernel says.
+    """
+    number = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(number, text)
+    finally:
+        os.close(number)
+
+
 class Troubles:
     """What could not be read, and why: logged once for each kind of trouble, not with each reading."""
 
