@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from memguard.breaker import BreakerChange as BreakerChange
     from memguard.breaker import BreakerMode as BreakerMode
     from memguard.breaker import BreakerStatistics as BreakerStatistics
+    from memguard.breaker import CostOverrun as CostOverrun
+    from memguard.breaker import LearnedCost as LearnedCost
     from memguard.breaker import MemoryCircuitBreaker as MemoryCircuitBreaker
     from memguard.breaker import Reservation as Reservation
     from memguard.breaker import acquire as acquire
@@ -106,6 +108,8 @@ _HOMES = {
         "BreakerChange",
         "BreakerMode",
         "BreakerStatistics",
+        "CostOverrun",
+        "LearnedCost",
         "MemoryCircuitBreaker",
         "Reservation",
         "acquire",

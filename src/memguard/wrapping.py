@@ -124,29 +124,31 @@ def _until_over(result: Any, held: Around) -> Any:
         return _generator(lambda: result, lambda _args, _kwargs: entered)()
     if isinstance(result, types.AsyncGeneratorType):
         return _async_generator(lambda: result, lambda _args, _kwargs: entered)()
-    return _awaited(result, held)
+    return _awaited(lambda: result, held)
 
 
-async def _awaited(result: Any, held: Around) -> Any:
+def _coroutine(fn: Any, surround: Surround) -> Any:
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        held = surround(args, kwargs)
+        await held.__aenter__()
+        return await _awaited(lambda: fn(*args, **kwargs), held)
+
+    return wrapper
+
+
+async def _awaited(make: Callable[[], Any], held: Around) -> Any:
+    """Await what *make* returns inside of *held*, which is entered already; leave it at the end."""
     try:
         held.activate()
         try:
-            value = await result
+            result = await make()
         finally:
             held.deactivate()
     except BaseException as error:
         held.__exit__(type(error), error, error.__traceback__)
         raise
     held.__exit__(None, None, None)
-    return value
-
-
-def _coroutine(fn: Any, surround: Surround) -> Any:
-    async def wrapper(*args: Any, **kwargs: Any) -> Any:
-        async with surround(args, kwargs):
-            return await fn(*args, **kwargs)
-
-    return wrapper
+    return result
 
 
 def _generator(fn: Any, surround: Surround) -> Any:

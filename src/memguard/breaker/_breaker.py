@@ -7,22 +7,25 @@ the caller must not be held up by it, and ends with that.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar, cast, overload
 
 from memguard.breaker._admission import Admission
 from memguard.breaker._config import BreakerMode, Config, check_clock, make_config
 from memguard.breaker._desk import MANY, Desk
 from memguard.breaker._guarding import Cost, wrap
+from memguard.breaker._learning import Gate, LearnedCost, Record, Room
 from memguard.breaker._queue import Queue
 from memguard.breaker._readings import BreakerChange, Readings
 from memguard.breaker._relieving import Relieving
 from memguard.breaker._reservation import Reservation
 from memguard.breaker._statistics import BreakerStatistics
 from memguard.forking import forget_in_child
-from memguard.policy import State, cost_bytes
+from memguard.policy import State, cost_bytes, is_overrun
 from memguard.relief import Relief, default_steps, held_free_bytes, shrinkables
 from memguard.sampling import Sampler
 from memguard.settings import settings
@@ -30,6 +33,8 @@ from memguard.signals import Signal, contained
 from memguard.units import ByteSize, Threshold, format_bytes
 from memguard.values import Level, MemoryUsage
 from memguard.wrapping import kind_of
+
+_log = logging.getLogger("memguard")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,6 +47,22 @@ DEFAULT_CHECK_INTERVAL = 1.0
 _AT_ONCE = 0.0
 _SUSTAINED_SECONDS = 10.0
 """Open for so long, it is no moment of pressure: a balancer may send requests elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class CostOverrun:
+    """
+    A call of a guarded function took clearly more than it had reserved: half as much again, and 4 MiB.
+
+    Attributes:
+        function: Its name.
+        booked_bytes: What it had reserved.
+        peak_bytes: What it was seen to take.
+    """
+
+    function: str
+    booked_bytes: int
+    peak_bytes: int
 
 
 class MemoryCircuitBreaker:
@@ -96,6 +117,11 @@ class MemoryCircuitBreaker:
         self._relieving = Relieving(self._desk, self._readings, self._queue, _relief(config, clock))
         self._readings.on_idle = self._relieving.tidy
         self._admission = Admission(self._desk, self._readings, self._queue, self._relieving)
+        self._records: dict[str, Record] = {}
+        self._gate = Gate(self._room)
+        self._gate.on_overrun = self._tell_overrun
+        self.on_overrun: Signal[CostOverrun] = Signal(f"{name}.on_overrun")
+        """Tells once of each guarded function that a call of it took clearly more than it had reserved."""
         forget_in_child(self)
 
     # ----- asking
@@ -210,7 +236,8 @@ class MemoryCircuitBreaker:
         Args:
             fn: The function, where the decorator is used without parentheses.
             cost: Bytes to reserve for a call: a size, a callable of the call's arguments, ``"auto"``, or None to check
-                only. ``"auto"`` measures calls and learns; the first ones run one at a time, so give it a *timeout*.
+                only. ``"auto"`` measures calls and learns; the first ones of each size run alone, so give it a
+                *timeout* of many calls' length.
             timeout: Seconds to wait for room, as for :meth:`reserve`.
         """
         check_timeout(timeout)
@@ -276,7 +303,12 @@ class MemoryCircuitBreaker:
             readings=desk.readings,
             relief_runs=relief.runs,
             relief_freed_bytes=relief.freed_bytes,
+            overruns=sum(record.overruns for record in list(self._records.values())),
         )
+
+    def learned(self) -> Mapping[str, LearnedCost]:
+        """Return what is known of the functions that are guarded with a cost, by name."""
+        return {name: record.learned() for name, record in list(self._records.items())}
 
     def health(self) -> dict[str, Any]:
         """
@@ -332,10 +364,43 @@ class MemoryCircuitBreaker:
 
     # ----- for the package
 
-    def _room_bytes(self) -> int:
-        """Return what is left below the threshold if nobody holds any; never negative."""
+    def _room(self) -> Room:
+        """Return what there is to be booked if nobody holds any, and what lies above the threshold."""
         self._readings.current()
-        return max(0, self._readings.thresholds().open - self._desk.view.floor.nbytes)
+        lines = self._readings.thresholds()
+        return Room(max(0, lines.open - self._desk.view.floor.nbytes), lines.limit - lines.open)
+
+    def _record(self, name: str) -> Record:
+        """Return what is known of the function *name*."""
+        found = self._records.get(name)
+        return self._records.setdefault(name, Record(name)) if found is None else found
+
+    def _alone(self, nbytes: int) -> tuple[int, bool]:
+        """Return how often work was admitted, and whether all that is booked are these *nbytes*."""
+        return self._desk.admitted, self._desk.reserved_bytes == nbytes
+
+    def _took(self, record: Record, booked_bytes: int, peak_bytes: int) -> None:
+        """Hear what a call took that ran alone."""
+        record.peak_bytes = max(record.peak_bytes, peak_bytes)
+        if is_overrun(booked_bytes, peak_bytes):
+            record.overruns += 1
+            self._tell_overrun(record, booked_bytes, peak_bytes)
+
+    def _tell_overrun(self, record: Record, booked_bytes: int, peak_bytes: int) -> None:
+        if record.told:
+            return
+        record.told = True
+        contained(self._log_overrun, record.name, booked_bytes, peak_bytes, what="log of")
+        self.on_overrun.announce(CostOverrun(record.name, booked_bytes, peak_bytes))
+
+    def _log_overrun(self, name: str, booked_bytes: int, peak_bytes: int) -> None:
+        _log.warning(
+            "%s: a call of %s took %s and had reserved %s; give it a higher cost",
+            self._readings.name,
+            name,
+            format_bytes(peak_bytes),
+            format_bytes(booked_bytes),
+        )
 
     def _apply(self, config: Config) -> None:
         """Go by *config* from now on, in place."""

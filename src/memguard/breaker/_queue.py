@@ -56,24 +56,18 @@ class ThreadBell:
         return "here"
 
 
-class Waiter:
+class Standing:
     """
-    One who waits.
+    One who stands in a line.
 
     Attributes:
-        grant: What it waits for.
         bell: Wakes it.
-        nested: Whether it holds bytes already: those come back only when it can go on.
-        verdict: Why it is refused, once it is.
     """
 
-    __slots__ = ("_rests_since", "bell", "grant", "nested", "verdict")
+    __slots__ = ("_rests_since", "bell")
 
-    def __init__(self, grant: Grant, bell: ThreadBell | LoopBell) -> None:
-        self.grant = grant
+    def __init__(self, bell: ThreadBell | LoopBell) -> None:
         self.bell = bell
-        self.nested = grant.outer is not None
-        self.verdict: Verdict | None = None
         self._rests_since: float | None = None
 
     def presence(self) -> Presence:
@@ -86,6 +80,25 @@ class Waiter:
         if self._rests_since is None:
             self._rests_since = now
         return "resting" if now - self._rests_since >= _RESTING_SECONDS else "here"
+
+
+class Waiter(Standing):
+    """
+    One who waits for bytes.
+
+    Attributes:
+        grant: What it waits for.
+        nested: Whether it holds bytes already: those come back only when it can go on.
+        verdict: Why it is refused, once it is.
+    """
+
+    __slots__ = ("grant", "nested", "verdict")
+
+    def __init__(self, grant: Grant, bell: ThreadBell | LoopBell) -> None:
+        super().__init__(bell)
+        self.grant = grant
+        self.nested = grant.outer is not None
+        self.verdict: Verdict | None = None
 
     @property
     def settled(self) -> bool:

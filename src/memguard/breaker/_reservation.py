@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 from memguard.breaker._admission import Admission
 from memguard.breaker._desk import ENTERED, HELD, NEW, OVER, WAITING, Desk, Grant
 from memguard.breaker._queue import in_event_loop
+from memguard.errors import MemoryCircuitBreakerError
 from memguard.policy import cost_bytes
 from memguard.units import ByteSize
 
@@ -84,6 +85,8 @@ class Reservation:
             MemoryCircuitBreakerError: They do not fit in time.
             RuntimeError: It would wait on an event loop's thread, or was entered before.
         """
+        if self._timeout != 0 and in_event_loop():
+            raise RuntimeError("a plain `with` would block the event loop while it waits; use `async with`")
         desk, grant = self._desk, self._grant
         around = _around.get()
         if around is not None:
@@ -226,6 +229,10 @@ class Reservation:
         self._is_acquired = True
         return self
 
+    def refusal(self) -> MemoryCircuitBreakerError:
+        """Return the error of one that was not given in time, and count it."""
+        return self._admission.refusal(self.nbytes)
+
     def activate(self) -> None:
         """Make it the one that reservations of this context draw from."""
         self._token = _around.set(self._grant)
@@ -251,8 +258,6 @@ class Reservation:
             self._grant.outer = _nearest(around, self._desk)
 
     def _take(self) -> None:
-        if self._timeout != 0 and in_event_loop():
-            raise RuntimeError("a plain `with` would block the event loop while it waits; use `async with`")
         grant = self._claimed()
         try:
             self._admission.enter(grant, self._timeout)

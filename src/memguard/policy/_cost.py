@@ -8,10 +8,12 @@ largest number among them.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from memguard.units import ByteSize, parse_bytes
@@ -74,15 +76,17 @@ def features(args: Iterable[Any], kwargs: Mapping[str, Any]) -> Features:
 def _size(value: Any) -> float:
     """Return the size of *value*; whatever its methods do, the answer is a number."""
     try:
-        if isinstance(value, os.PathLike) or (isinstance(value, str) and len(value) < _LONGEST_PATH and os.sep in value):
-            try:
-                return float(os.stat(value).st_size)
-            except (OSError, ValueError):
-                return 0.0 if isinstance(value, os.PathLike) else float(len(value))
+        if isinstance(value, (os.PathLike, str)) and _may_be_path(value):
+            with contextlib.suppress(OSError, ValueError):
+                return float(Path(value).stat().st_size)
         nbytes = getattr(value, "nbytes", None)
         return float(len(value) if nbytes is None else nbytes)
     except Exception:  # noqa: BLE001, RUF100 - an odd object costs its own measurement, not the call
         return 0.0
+
+
+def _may_be_path(value: os.PathLike[str] | str) -> bool:
+    return not isinstance(value, str) or (os.sep in value and len(value) < _LONGEST_PATH)
 
 
 def _half_octave(value: float) -> int:
@@ -182,10 +186,17 @@ class FunctionCost:
         ]
         return min(bounds, default=None)
 
+    def is_known(self, asked: Features) -> bool:
+        """Tell whether enough calls of its class were measured for them to run beside others."""
+        return bool(self.of(asked).points) and self.of(asked).solos >= self._wanted_solos(asked)
+
+    def _wanted_solos(self, asked: Features) -> int:
+        return _LATER_SOLOS if any(key != asked.key for key in self.classes) else _FIRST_SOLOS
+
     def is_due(self, asked: Features, spare_bytes: int) -> bool:
         """Tell whether the next call with such arguments shall run alone, to be measured."""
         known = self.of(asked)
-        wanted = _LATER_SOLOS if any(key != asked.key for key in self.classes) else _FIRST_SOLOS
+        wanted = self._wanted_solos(asked)
         if not known.points:
             return self.estimate(asked, spare_bytes) is None or known.since >= _BOUNDED_CALLS
         if known.solos < wanted:

@@ -265,6 +265,20 @@ class _Blocks:
         finally:
             self._close(block._number)
 
+    def lap(self, block: PeakMeasurement) -> tuple[int, int]:
+        """
+        Return (bytes now, the most that was noted since *block* began or had its last lap), and begin its next one.
+
+        Raises:
+            OSError: This mark cannot be read or reset now.
+        """
+        current = self._fold()
+        self.mark.reset()
+        highest = self._notes.highest(block._since)
+        block._since = next(self._tickets)
+        self._newest = max(self._newest, block._since)
+        return current, max(highest, current)
+
     def _fold(self) -> int:
         """Read the mark and note it; return the bytes now."""
         while True:
@@ -373,6 +387,17 @@ class PeakMeasurement:
             end_bytes = resident_bytes() or self.before_bytes
         self.peak_bytes = max(0, max(peak_bytes, end_bytes) - self.before_bytes)
         self.kept_bytes = end_bytes - self.before_bytes
+
+    def lap(self) -> tuple[int, int]:
+        """
+        Return (bytes now, the most since the block began or since its last lap): resident, not growth.
+
+        Raises:
+            OSError: The meter refuses to be read now.
+        """
+        if self._blocks is None:
+            raise RuntimeError("this measurement was never entered")
+        return self._blocks.lap(self)
 
     def _enter(self) -> int:
         for meter in self._meters:
