@@ -5,7 +5,9 @@ What a job does when it is refused, and when memory runs out in its function.
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -122,7 +124,7 @@ def test_without_progress_its_patience_ends_with_what_is_done(run):
         purse.closed = True
         return len(chunk)
 
-    purse.reserve = lambda nbytes, *, timeout=0.0: _refusing(purse, timeout)
+    purse.reserve = lambda nbytes, *, timeout=0.0: Refusing(purse, timeout)
     with pytest.raises(ChunksRefusedError) as caught:
         run(range(100), work, chunk_size=8, breaker=purse, patience=0.01, concurrency=1)
 
@@ -131,7 +133,7 @@ def test_without_progress_its_patience_ends_with_what_is_done(run):
     assert purse.waits[0] <= 0.01
 
 
-class _refusing:
+class Refusing:
     """A hold that refuses at once, however much time it is given."""
 
     def __init__(self, purse, timeout):
@@ -206,6 +208,37 @@ def test_waiting_does_not_hold_up_the_loop(form, on_pressure):
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("run", [process_in_chunks, slices, tasks])
+def test_while_it_waits_it_keeps_nothing_of_the_chunk_before(run):
+    class Row:
+        pass
+
+    purse, rows, results, alive = Purse(), [], [], []
+
+    def source():
+        for _ in range(20):
+            yield Row()
+
+    def work(chunk):
+        rows.extend(map(weakref.ref, chunk))
+        result = Row()
+        results.append(weakref.ref(result))
+        purse.closed = len(results) == 1
+        return result
+
+    def reserve(nbytes, *, timeout=0.0):
+        gc.collect()
+        alive.extend(each() for each in [*rows, *results] if each() is not None)
+        purse.closed = False
+        return Purse.reserve(purse, nbytes)
+
+    purse.reserve = reserve
+    report = run(source(), work, chunk_size=8, on_result=id, breaker=purse, patience=60.0, concurrency=1)
+
+    assert report.complete
+    assert alive == []
+
+
 def test_a_gate_that_refuses_at_once_is_asked_again_while_there_is_patience():
     purse = Purse()
     purse.closed = True
@@ -214,7 +247,7 @@ def test_a_gate_that_refuses_at_once_is_asked_again_while_there_is_patience():
     def reserve(nbytes, *, timeout=0.0):
         tries.append(timeout)
         if len(tries) < 3:
-            return _refusing(purse, timeout)
+            return Refusing(purse, timeout)
         purse.closed = False
         return Purse.reserve(purse, nbytes)
 

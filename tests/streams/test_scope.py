@@ -148,9 +148,7 @@ def test_chunks_in_tasks_book_their_bytes_each():
                 everybody.set()
             await asyncio.wait_for(everybody.wait(), SOON)
 
-        await aprocess_in_chunks(
-            range(40), work, chunk_size=10, max_bytes=100 * MIB, concurrency=4, breaker=breaker
-        )
+        await aprocess_in_chunks(range(40), work, chunk_size=10, max_bytes=100 * MIB, concurrency=4, breaker=breaker)
 
     asyncio.run(main())
 

@@ -176,9 +176,7 @@ def test_a_keyboard_interrupt_of_the_source_is_raised_even_beside_another_error(
     assert isinstance(caught.value.__context__, OSError)
 
     with pytest.raises(KeyboardInterrupt):
-        process_in_chunks(
-            sync_source(5, KeyboardInterrupt()), list, chunk_size=10, stop_when=bool, breaker=UNGUARDED
-        )
+        process_in_chunks(sync_source(5, KeyboardInterrupt()), list, chunk_size=10, stop_when=bool, breaker=UNGUARDED)
 
 
 def test_closing_chunks_does_not_swallow_a_system_exit_that_nobody_was_told():

@@ -10,6 +10,7 @@ from concurrent.futures import Executor
 from typing import TypeVar
 
 from memguard.streams._admission import admitted
+from memguard.streams._held import Held
 from memguard.streams._job import Job, OnMemoryError, OnPressure, call, check_executor, raise_what_none_may_swallow
 from memguard.streams._pool import Pool
 from memguard.streams._report import ChunkReport
@@ -117,18 +118,25 @@ def _one_by_one(source: Source[T], fn: Callable[[list[T]], R], job: Job[R]) -> N
         if held is None:
             return
         try:
-            chunk = source.take(job.size.items, job.chunk_bytes)
-            try:
-                result = held.run(call, fn, chunk.items)
-            except MemoryError:
-                if not job.runs_again(len(chunk.items)):
-                    raise
-                job.shelf.put_back(chunk)
-                continue
-            job.finished(chunk.index, len(chunk.items), result)
+            over = _do_chunk(source, fn, job, held)
         finally:
             held.leave()
-        job.chunk_over()
+        if over:
+            job.chunk_over()
+
+
+def _do_chunk(source: Source[T], fn: Callable[[list[T]], R], job: Job[R], held: Held) -> bool:
+    """Do one chunk, or put it back. In a function of its own, so that nothing keeps the items while the next waits."""
+    chunk = source.take(job.size.items, job.chunk_bytes)
+    try:
+        result = held.run(call, fn, chunk.items)
+    except MemoryError:
+        if not job.runs_again(len(chunk.items)):
+            raise
+        job.shelf.put_back(chunk)
+        return False
+    job.finished(chunk.index, len(chunk.items), result)
+    return True
 
 
 def _in_event_loop() -> bool:

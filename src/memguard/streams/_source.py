@@ -141,6 +141,8 @@ class _AsyncReader(Generic[T]):
                 taken += 1
                 if taken >= wanted:
                     return taken
+        except GeneratorExit:  # this coroutine is thrown away, too
+            raise
         except BaseException as error:
             if self._we_are_cancelled():
                 raise
