@@ -172,9 +172,11 @@ class achunked(Generic[T]):  # noqa: N801 - reads as the function that its sync 
 
     def _draw_piece(self, reader: Reader[T]) -> int:
         basket = self._basket
-        if basket.weighs:
-            return reader.feed(basket.put, self._piece)
-        return reader.draw(basket.items, min(basket.room, self._piece))
+        if not basket.weighs:
+            return reader.draw(basket.items, min(basket.room, self._piece))
+        before = len(basket.items)
+        reader.feed(basket.fill, self._piece)
+        return len(basket.items) - before
 
     async def _receive(self, pump: Pump[T]) -> None:
         """Wait until the pump has filled the basket, the source is at its end, or the time is up."""

@@ -55,20 +55,20 @@ class Reader(Generic[T]):
             self.ended = True
         return taken
 
-    def feed(self, put: Callable[[T], bool], most: int | None = None) -> int:
-        """Give items to *put* until it returns true, or *most* are given; return how many. An error of it counts."""
-        given = 0
+    def feed(self, fill: Callable[[Iterator[T], int | None], bool], most: int | None = None) -> None:
+        """
+        Let *fill* take up to *most* items; an error of it counts as one of the source.
+
+        Args:
+            fill: Takes items from an iterator, so many at most, and tells whether more may follow.
+            most: How many; all that come if None.
+        """
         if self.ended:
-            return given
+            return
         try:
-            for item in islice(self._iterator, most):
-                given += 1
-                if put(item):
-                    return given
-            self.ended = most is None or given < most
+            self.ended = not fill(self._iterator, most)
         except BaseException as error:
             self.failed(error)
-        return given
 
     def failed(self, error: BaseException) -> None:
         """Keep *error* until what was taken is handed out."""
