@@ -113,6 +113,21 @@ def test_what_was_taken_and_not_done_is_in_the_report(run):
     assert [*done, *report.pending, *source] == list(range(100))
 
 
+@pytest.mark.parametrize("run", FORMS)
+def test_a_refusal_that_is_raised_tells_what_is_done_too(run):
+    purse, source = Purse(), iter(range(100))
+
+    def work(chunk):
+        purse.closed = True
+        return chunk
+
+    with pytest.raises(MemoryCircuitBreakerError) as caught:
+        run(source, work, chunk_size=10, breaker=purse, on_pressure="raise", concurrency=1)
+
+    report = caught.value.report
+    assert [*sum(report.results, []), *report.pending, *source] == list(range(100))
+
+
 # ----- waiting
 
 

@@ -150,6 +150,19 @@ def test_an_item_that_cannot_be_weighed_is_handed_out_before_the_error():
     asyncio.run(main())
 
 
+def test_items_that_do_not_say_what_they_take_are_not_lost():
+    class Opaque:
+        def __sizeof__(self):
+            raise OSError("no size")
+
+    items = [Opaque() for _ in range(20)]
+    taken = []
+    process_in_chunks(iter(items), taken.extend, chunk_size=5, max_bytes=100, breaker=UNGUARDED)
+
+    assert taken == items
+    assert sum(chunked(iter(items), 5, max_bytes=100), []) == items
+
+
 def test_a_list_of_ones_own_is_asked_what_it_iterates_over():
     class Doubled(list):
         def __iter__(self):

@@ -58,7 +58,8 @@ def process_in_chunks(
         on_progress: Called after each chunk and once at the end; one that raises is logged.
         on_result: Takes each result; the report then keeps none.
         breaker: Whom to ask; None is the default breaker, :data:`UNGUARDED` nobody.
-        executor: Where to run *fn*: a thread pool, a process pool, or whatever has ``submit``.
+        executor: Where to run *fn*: a thread pool, a process pool, or whatever has ``submit``. In a thread pool *fn*
+            sees the context variables of the caller.
         concurrency: How many chunks run at once in *executor*; no more are taken from *items*.
         ordered: Whether results come in the order of *items*, or as they are done.
         min_chunk_size: Chunks do not shrink below this; a quarter of *chunk_size* if None.
@@ -75,7 +76,7 @@ def process_in_chunks(
     Raises:
         ChunksRefusedError: Not even the smallest chunk was admitted; ``.report`` tells what is done.
         MemoryCircuitBreakerError: A chunk was refused, with ``on_pressure="raise"``, or can never fit, with
-            ``"wait"``.
+            ``"wait"``; it has a ``.report``, too.
         TypeError: An argument is of another kind.
         ValueError: An argument is below what makes sense, or *concurrency* has no executor.
     """
