@@ -11,6 +11,8 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from purse import Purse, refusal
 
 from memguard import (
@@ -502,3 +504,45 @@ def test_items_of_a_byte_budget_are_done_again_too(run):
 
     assert report.items_done == 60
     assert max(map(len, report.results)) <= 5
+
+
+# ----- all of it together
+
+
+@pytest.mark.parametrize("run", FORMS)
+@given(
+    count=st.integers(0, 120),
+    size=st.integers(1, 30),
+    fits=st.integers(1, 5),
+    eats=st.integers(1, 30),
+    ordered=st.booleans(),
+    refusals=st.lists(st.booleans(), max_size=30),
+)
+@settings(deadline=None, max_examples=40)
+def test_every_item_is_done_once_whatever_is_refused_and_runs_out(run, *, count, size, fits, eats, ordered, refusals):
+    purse = Purse(1000 * fits)
+    answers = list(refusals)
+
+    def check():
+        if answers and answers.pop():
+            raise refusal()
+
+    purse.check = check
+    report = run(
+        iter(range(count)),
+        Hungry(eats),
+        chunk_size=size,
+        min_chunk_size=1,
+        max_bytes=1000,
+        breaker=purse,
+        on_memory_error="shrink",
+        ordered=ordered,
+        patience=None,
+    )
+
+    items = sum(report.results, [])
+    assert (items if ordered else sorted(items)) == list(range(count))
+    assert (report.items_done, report.next_index, report.complete) == (count, count, True)
+    assert report.pending == ()
+    assert purse.most <= 1000 * fits
+    assert purse.out == 0
