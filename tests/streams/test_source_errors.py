@@ -291,6 +291,31 @@ def test_nothing_keeps_the_items_of_a_source_that_failed(form):
 
 
 @pytest.mark.usefixtures("_no_collector")
+@pytest.mark.parametrize("form", ASYNC_FORMS)
+def test_nothing_keeps_the_items_of_an_async_source_that_failed(form):
+    witnesses = []
+
+    async def source():
+        for _ in range(25):
+            item = Witness()
+            witnesses.append(weakref.ref(item))
+            yield item
+        del item
+        raise OSError("source broke")
+
+    async def main():
+        seen = []
+        try:
+            await ASYNC_FORMS[form](source(), seen, 10)
+        except OSError as error:
+            seen.clear()
+            assert [witness() for witness in witnesses] == [None] * 25
+            assert str(error) == "source broke"
+
+    asyncio.run(main())
+
+
+@pytest.mark.usefixtures("_no_collector")
 def test_an_iterator_that_handed_an_error_over_forgets_it():
     async def main():
         def source():

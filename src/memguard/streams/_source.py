@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 from memguard.policy import slice_size
 from memguard.streams._pacer import LoopPacer
-from memguard.streams._reader import Reader, without_own_frames
+from memguard.streams._reader import Reader, clear_own_frames, without_own_frames
 from memguard.streams._shelf import Chunk, Shelf
 from memguard.streams._weighing import Filling
 
@@ -162,6 +162,7 @@ class _AsyncReader(Generic[T]):
         error, self.error = self.error, None
         try:
             if error is not None:
+                clear_own_frames(error)
                 raise error
         finally:
             del error
