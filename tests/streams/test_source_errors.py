@@ -16,7 +16,11 @@ from forms import (
     SYNC_FORMS,
     SYNC_SOURCE_ON_A_LOOP,
     SYNC_SOURCES,
+    async_function,
     async_source,
+    in_threads,
+    on_loop,
+    on_loop_in_threads,
     run_async,
     run_sync,
     sync_source,
@@ -229,42 +233,38 @@ def failing(witnesses):
     return fn
 
 
+def on_this_thread(items, fn, size, *, concurrency):
+    process_in_chunks(items, fn, chunk_size=size, breaker=UNGUARDED)
+
+
+async def in_slices(items, fn, size, *, concurrency):
+    await on_loop(items, fn, size)
+
+
 @pytest.mark.usefixtures("_no_collector")
-@pytest.mark.parametrize("form", ["process", "threads", "slices", "async function", "threads on a loop"])
-def test_nothing_keeps_the_locals_of_a_function_that_failed(form):
-    import forms
-
+@pytest.mark.parametrize("run", [on_this_thread, in_threads])
+def test_nothing_keeps_the_locals_of_a_function_that_failed(run):
     witnesses = []
-    fn = failing(witnesses)
-    runs = {
-        "process": lambda: process_in_chunks(range(30), fn, chunk_size=10, breaker=UNGUARDED),
-        "threads": lambda: forms.in_threads(range(30), fn, 10, concurrency=2),
-        "slices": lambda: asyncio.run(forms.on_loop(range(30), fn, 10)),
-        "async function": lambda: asyncio.run(forms.async_function(range(30), fn, 10, concurrency=2)),
-        "threads on a loop": lambda: asyncio.run(forms.on_loop_in_threads(range(30), fn, 10, concurrency=2)),
-    }
+    with pytest.raises(OSError, match="fn broke"):
+        run(range(30), failing(witnesses), 10, concurrency=2)
 
-    async def on_a_loop_that_goes_on():
-        # What asyncio.run itself keeps until its loop is closed is not ours.
-        try:
-            await {
-                "slices": lambda: forms.on_loop(range(30), fn, 10),
-                "async function": lambda: forms.async_function(range(30), fn, 10, concurrency=2),
-                "threads on a loop": lambda: forms.on_loop_in_threads(range(30), fn, 10, concurrency=2),
-            }[form]()
-        except OSError:
-            pass
+    assert witnesses
+    assert [witness() for witness in witnesses] == [None] * len(witnesses)
+
+
+@pytest.mark.usefixtures("_no_collector")
+@pytest.mark.parametrize("run", [in_slices, async_function, on_loop_in_threads])
+def test_on_a_loop_nothing_keeps_the_locals_of_a_function_that_failed(run):
+    async def main():
+        witnesses = []
+        with pytest.raises(OSError, match="fn broke"):
+            await run(range(30), failing(witnesses), 10, concurrency=2)
         await asyncio.sleep(0)
+
+        assert witnesses
         assert [witness() for witness in witnesses] == [None] * len(witnesses)
 
-    if form in ("process", "threads"):
-        with pytest.raises(OSError, match="fn broke"):
-            runs[form]()
-        gc_free = [witness() for witness in witnesses]
-        assert gc_free == [None] * len(witnesses)
-    else:
-        asyncio.run(on_a_loop_that_goes_on())
-    assert witnesses
+    asyncio.run(main())
 
 
 @pytest.mark.usefixtures("_no_collector")
