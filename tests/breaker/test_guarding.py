@@ -278,7 +278,7 @@ class Odd:
 @pytest.mark.parametrize(
     "fn",
     [
-        pytest.param(lambda breaker, seen: _later(breaker, seen), id="a lambda around an async function"),
+        pytest.param(lambda *args: _later(*args), id="a lambda around an async function"),  # noqa: PLW0108
         pytest.param(lambda breaker, seen: asyncio.ensure_future(_later(breaker, seen)), id="one that returns a task"),
         pytest.param(staticmethod(_later).__wrapped__, id="the function of a staticmethod"),
         pytest.param(functools.partial(_later), id="a partial of an async function"),

@@ -82,6 +82,7 @@ def whole(chunks, seen):
 async def awhole(chunks, seen):
     async for chunk in chunks:
         seen.extend(chunk)
+        del chunk
 
 
 def in_threads(items, fn, size, **options):

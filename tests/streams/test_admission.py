@@ -5,10 +5,14 @@ What a job does when it is refused, and when memory runs out in its function.
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from purse import Purse, refusal
 
 from memguard import (
@@ -111,6 +115,21 @@ def test_what_was_taken_and_not_done_is_in_the_report(run):
     assert [*done, *report.pending, *source] == list(range(100))
 
 
+@pytest.mark.parametrize("run", FORMS)
+def test_a_refusal_that_is_raised_tells_what_is_done_too(run):
+    purse, source = Purse(), iter(range(100))
+
+    def work(chunk):
+        purse.closed = True
+        return chunk
+
+    with pytest.raises(MemoryCircuitBreakerError) as caught:
+        run(source, work, chunk_size=10, breaker=purse, on_pressure="raise", concurrency=1)
+
+    report = caught.value.report
+    assert [*sum(report.results, []), *report.pending, *source] == list(range(100))
+
+
 # ----- waiting
 
 
@@ -122,7 +141,7 @@ def test_without_progress_its_patience_ends_with_what_is_done(run):
         purse.closed = True
         return len(chunk)
 
-    purse.reserve = lambda nbytes, *, timeout=0.0: RefusingHold(purse, timeout)
+    purse.reserve = lambda nbytes, *, timeout=0.0: Refusing(purse, timeout)
     with pytest.raises(ChunksRefusedError) as caught:
         run(range(100), work, chunk_size=8, breaker=purse, patience=0.01, concurrency=1)
 
@@ -131,7 +150,7 @@ def test_without_progress_its_patience_ends_with_what_is_done(run):
     assert purse.waits[0] <= 0.01
 
 
-class RefusingHold:
+class Refusing:
     """A hold that refuses at once, however much time it is given."""
 
     def __init__(self, purse, timeout):
@@ -206,6 +225,37 @@ def test_waiting_does_not_hold_up_the_loop(form, on_pressure):
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("run", [process_in_chunks, slices, tasks])
+def test_while_it_waits_it_keeps_nothing_of_the_chunk_before(run):
+    class Row:
+        pass
+
+    purse, rows, results, alive = Purse(), [], [], []
+
+    def source():
+        for _ in range(20):
+            yield Row()
+
+    def work(chunk):
+        rows.extend(map(weakref.ref, chunk))
+        result = Row()
+        results.append(weakref.ref(result))
+        purse.closed = len(results) == 1
+        return result
+
+    def reserve(nbytes, *, timeout=0.0):
+        gc.collect()
+        alive.extend(each() for each in [*rows, *results] if each() is not None)
+        purse.closed = False
+        return Purse.reserve(purse, nbytes)
+
+    purse.reserve = reserve
+    report = run(source(), work, chunk_size=8, on_result=id, breaker=purse, patience=60.0, concurrency=1)
+
+    assert report.complete
+    assert alive == []
+
+
 def test_a_gate_that_refuses_at_once_is_asked_again_while_there_is_patience():
     purse = Purse()
     purse.closed = True
@@ -214,7 +264,7 @@ def test_a_gate_that_refuses_at_once_is_asked_again_while_there_is_patience():
     def reserve(nbytes, *, timeout=0.0):
         tries.append(timeout)
         if len(tries) < 3:
-            return RefusingHold(purse, timeout)
+            return Refusing(purse, timeout)
         purse.closed = False
         return Purse.reserve(purse, nbytes)
 
@@ -454,3 +504,45 @@ def test_items_of_a_byte_budget_are_done_again_too(run):
 
     assert report.items_done == 60
     assert max(map(len, report.results)) <= 5
+
+
+# ----- all of it together
+
+
+@pytest.mark.parametrize("run", FORMS)
+@given(
+    count=st.integers(0, 120),
+    size=st.integers(1, 30),
+    fits=st.integers(1, 5),
+    eats=st.integers(1, 30),
+    ordered=st.booleans(),
+    refusals=st.lists(st.booleans(), max_size=30),
+)
+@settings(deadline=None, max_examples=40)
+def test_every_item_is_done_once_whatever_is_refused_and_runs_out(run, *, count, size, fits, eats, ordered, refusals):
+    purse = Purse(1000 * fits)
+    answers = list(refusals)
+
+    def check():
+        if answers and answers.pop():
+            raise refusal()
+
+    purse.check = check
+    report = run(
+        iter(range(count)),
+        Hungry(eats),
+        chunk_size=size,
+        min_chunk_size=1,
+        max_bytes=1000,
+        breaker=purse,
+        on_memory_error="shrink",
+        ordered=ordered,
+        patience=None,
+    )
+
+    items = sum(report.results, [])
+    assert (items if ordered else sorted(items)) == list(range(count))
+    assert (report.items_done, report.next_index, report.complete) == (count, count, True)
+    assert report.pending == ()
+    assert purse.most <= 1000 * fits
+    assert purse.out == 0

@@ -195,6 +195,20 @@ def test_a_source_that_swallows_the_cancellation_is_not_read_on():
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("fn", [len, alen])
+def test_a_job_that_is_thrown_away_with_its_loop_goes_quietly(fn):
+    async def source():
+        yield 1
+        await asyncio.get_running_loop().create_future()
+
+    async def main():
+        coroutine = aprocess_in_chunks(source(), fn, chunk_size=5, breaker=UNGUARDED)
+        coroutine.send(None)
+        coroutine.close()
+
+    asyncio.run(main())
+
+
 # ----- sync sources
 
 

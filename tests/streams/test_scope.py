@@ -111,6 +111,17 @@ def test_an_executor_elsewhere_gets_the_plain_function(name, monkeypatch):
     assert report.results == [45, 145]
 
 
+@pytest.mark.parametrize("run", [threads, threads_on_a_loop])
+def test_a_function_in_a_thread_sees_the_context_of_the_caller(run):
+    token = SCOPE.set("around the job")
+    try:
+        report = run(range(20), scope_of, chunk_size=10, breaker=Purse())
+    finally:
+        SCOPE.reset(token)
+
+    assert report.results == ["around the job"] * 2
+
+
 # ----- with the breaker itself
 
 
@@ -178,5 +189,19 @@ def test_a_guarded_async_function_draws_from_its_chunk():
         return len(chunk)
 
     report = tasks(range(40), fn, chunk_size=10, max_bytes=100 * MIB, breaker=breaker, on_pressure="wait")
+
+    assert report.items_done == 40
+
+
+@pytest.mark.parametrize("run", [process_in_chunks, threads, slices, threads_on_a_loop])
+def test_a_guarded_function_draws_from_what_is_held_around_the_job(run):
+    breaker = breaker_at(0.65)
+
+    @breaker.guard(cost=50 * MIB, timeout=0.0)
+    def fn(chunk):
+        return len(chunk)
+
+    with breaker.reserve(140 * MIB):
+        report = run(range(40), fn, chunk_size=10, breaker=breaker, on_pressure="wait")
 
     assert report.items_done == 40

@@ -16,7 +16,11 @@ from forms import (
     SYNC_FORMS,
     SYNC_SOURCE_ON_A_LOOP,
     SYNC_SOURCES,
+    async_function,
     async_source,
+    in_threads,
+    on_loop,
+    on_loop_in_threads,
     run_async,
     run_sync,
     sync_source,
@@ -150,6 +154,19 @@ def test_an_item_that_cannot_be_weighed_is_handed_out_before_the_error():
     asyncio.run(main())
 
 
+def test_items_that_do_not_say_what_they_take_are_not_lost():
+    class Opaque:
+        def __sizeof__(self):
+            raise OSError("no size")
+
+    items = [Opaque() for _ in range(20)]
+    taken = []
+    process_in_chunks(iter(items), taken.extend, chunk_size=5, max_bytes=100, breaker=UNGUARDED)
+
+    assert taken == items
+    assert sum(chunked(iter(items), 5, max_bytes=100), []) == items
+
+
 def test_a_list_of_ones_own_is_asked_what_it_iterates_over():
     class Doubled(list):
         def __iter__(self):
@@ -216,42 +233,38 @@ def failing(witnesses):
     return fn
 
 
+def on_this_thread(items, fn, size, *, concurrency):
+    process_in_chunks(items, fn, chunk_size=size, breaker=UNGUARDED)
+
+
+async def in_slices(items, fn, size, *, concurrency):
+    await on_loop(items, fn, size)
+
+
 @pytest.mark.usefixtures("_no_collector")
-@pytest.mark.parametrize("form", ["process", "threads", "slices", "async function", "threads on a loop"])
-def test_nothing_keeps_the_locals_of_a_function_that_failed(form):
-    import forms
-
+@pytest.mark.parametrize("run", [on_this_thread, in_threads])
+def test_nothing_keeps_the_locals_of_a_function_that_failed(run):
     witnesses = []
-    fn = failing(witnesses)
-    runs = {
-        "process": lambda: process_in_chunks(range(30), fn, chunk_size=10, breaker=UNGUARDED),
-        "threads": lambda: forms.in_threads(range(30), fn, 10, concurrency=2),
-        "slices": lambda: asyncio.run(forms.on_loop(range(30), fn, 10)),
-        "async function": lambda: asyncio.run(forms.async_function(range(30), fn, 10, concurrency=2)),
-        "threads on a loop": lambda: asyncio.run(forms.on_loop_in_threads(range(30), fn, 10, concurrency=2)),
-    }
+    with pytest.raises(OSError, match="fn broke"):
+        run(range(30), failing(witnesses), 10, concurrency=2)
 
-    async def on_a_loop_that_goes_on():
-        # What asyncio.run itself keeps until its loop is closed is not ours.
-        try:
-            await {
-                "slices": lambda: forms.on_loop(range(30), fn, 10),
-                "async function": lambda: forms.async_function(range(30), fn, 10, concurrency=2),
-                "threads on a loop": lambda: forms.on_loop_in_threads(range(30), fn, 10, concurrency=2),
-            }[form]()
-        except OSError:
-            pass
+    assert witnesses
+    assert [witness() for witness in witnesses] == [None] * len(witnesses)
+
+
+@pytest.mark.usefixtures("_no_collector")
+@pytest.mark.parametrize("run", [in_slices, async_function, on_loop_in_threads])
+def test_on_a_loop_nothing_keeps_the_locals_of_a_function_that_failed(run):
+    async def main():
+        witnesses = []
+        with pytest.raises(OSError, match="fn broke"):
+            await run(range(30), failing(witnesses), 10, concurrency=2)
         await asyncio.sleep(0)
+
+        assert witnesses
         assert [witness() for witness in witnesses] == [None] * len(witnesses)
 
-    if form in ("process", "threads"):
-        with pytest.raises(OSError, match="fn broke"):
-            runs[form]()
-        gc_free = [witness() for witness in witnesses]
-        assert gc_free == [None] * len(witnesses)
-    else:
-        asyncio.run(on_a_loop_that_goes_on())
-    assert witnesses
+    asyncio.run(main())
 
 
 @pytest.mark.usefixtures("_no_collector")
@@ -275,6 +288,31 @@ def test_nothing_keeps_the_items_of_a_source_that_failed(form):
         # The error is still held, with its traceback.
         assert [witness() for witness in witnesses] == [None] * 25
         assert str(error) == "source broke"
+
+
+@pytest.mark.usefixtures("_no_collector")
+@pytest.mark.parametrize("form", ASYNC_FORMS)
+def test_nothing_keeps_the_items_of_an_async_source_that_failed(form):
+    witnesses = []
+
+    async def source():
+        for _ in range(25):
+            item = Witness()
+            witnesses.append(weakref.ref(item))
+            yield item
+        del item
+        raise OSError("source broke")
+
+    async def main():
+        seen = []
+        try:
+            await ASYNC_FORMS[form](source(), seen, 10)
+        except OSError as error:
+            seen.clear()
+            assert [witness() for witness in witnesses] == [None] * 25
+            assert str(error) == "source broke"
+
+    asyncio.run(main())
 
 
 @pytest.mark.usefixtures("_no_collector")

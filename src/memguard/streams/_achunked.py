@@ -17,7 +17,7 @@ from memguard.streams._arguments import check_budget, check_count, check_seconds
 from memguard.streams._basket import Basket
 from memguard.streams._pacer import LoopPacer
 from memguard.streams._pump import PIECE_SECONDS, Pump, Supply
-from memguard.streams._reader import Reader
+from memguard.streams._reader import Reader, clear_own_frames
 from memguard.streams._turns import running_loop
 from memguard.streams._weighing import item_bytes
 from memguard.units import ByteSize
@@ -140,6 +140,7 @@ class achunked(Generic[T]):  # noqa: N801 - reads as the function that its sync 
         error, self._supply.error = self._supply.error, None
         try:
             if error is not None:
+                clear_own_frames(error)
                 raise error
         finally:
             # The traceback holds this frame: a frame that holds the error would make a circle.
@@ -172,9 +173,11 @@ class achunked(Generic[T]):  # noqa: N801 - reads as the function that its sync 
 
     def _draw_piece(self, reader: Reader[T]) -> int:
         basket = self._basket
-        if basket.weighs:
-            return reader.feed(basket.put, self._piece)
-        return reader.draw(basket.items, min(basket.room, self._piece))
+        if not basket.weighs:
+            return reader.draw(basket.items, min(basket.room, self._piece))
+        before = len(basket.items)
+        reader.feed(basket.fill, self._piece)
+        return len(basket.items) - before
 
     async def _receive(self, pump: Pump[T]) -> None:
         """Wait until the pump has filled the basket, the source is at its end, or the time is up."""

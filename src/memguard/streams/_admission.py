@@ -15,6 +15,8 @@ from memguard.streams._job import Job, Step, never_fits
 
 _PAUSE_SECONDS = 0.05
 """Before a gate that refuses at once, although it was given time, is asked again."""
+_LONGEST_WAIT_SECONDS = 86_400.0
+"""At a time, and then again: locks and timers do not take every number."""
 
 
 def _none_run() -> bool:
@@ -106,4 +108,4 @@ def _deadline(job: Job[Any]) -> float | None:
 
 
 def _left(deadline: float | None) -> float | None:
-    return None if deadline is None else max(0.0, deadline - time.monotonic())
+    return None if deadline is None else min(_LONGEST_WAIT_SECONDS, max(0.0, deadline - time.monotonic()))

@@ -55,6 +55,8 @@ class AsyncPool(Generic[T, R]):
                     await self._collect()
                 else:
                     return
+        except GeneratorExit:
+            raise
         except asyncio.CancelledError:
             await self._abandon(cancelled=True)
             raise

@@ -90,6 +90,8 @@ async def aprocess_in_chunks(
             await AsyncPool(source, fn, job, executor, width, ordered=ordered).run()
         else:
             await _sliced(source, cast("Callable[[list[T]], R]", fn), job, block)
+    except GeneratorExit:  # thrown away with its loop: nothing can be awaited any more
+        raise
     except BaseException:
         await source.close(theirs=not job.gave_up)
         raise_what_none_may_swallow(source.reader)
@@ -130,21 +132,27 @@ class _Slices:
         job = self._job
         left = job.size.items
         while left > 0 and not job.stopping and await self._source.more():
-            chunk = await self._source.take(
-                left if self._max_block is None else min(self._length, left), job.chunk_bytes
-            )
-            items = len(chunk.items)
-            began = time.perf_counter()
-            try:
-                result = held.run(call, self._fn, chunk.items)
-            except MemoryError:
-                if not job.runs_again(items):
-                    raise
-                job.shelf.put_back(chunk)
-                self._length = left = job.size.items
-                continue
-            job.finished(chunk.index, items, result)
-            left -= items
+            done = await self._do_slice(held, left if self._max_block is None else min(self._length, left))
+            # Where memory ran out, the slices of this chunk are shorter from now on.
+            left = left - done if done else min(left, job.size.items)
             if self._max_block is not None:
-                self._length = slice_size(items, time.perf_counter() - began, self._max_block)
                 await yield_to_loop()
+
+    async def _do_slice(self, held: Held, most: int) -> int:
+        """Do up to *most* items; return how many were done, 0 where they have to be done again."""
+        job = self._job
+        chunk = await self._source.take(most, job.chunk_bytes)
+        items = len(chunk.items)
+        began = time.perf_counter()
+        try:
+            result = held.run(call, self._fn, chunk.items)
+        except MemoryError:
+            if not job.runs_again(items):
+                raise
+            job.shelf.put_back(chunk)
+            self._length = job.size.items
+            return 0
+        job.finished(chunk.index, items, result)
+        if self._max_block is not None:
+            self._length = slice_size(items, time.perf_counter() - began, self._max_block)
+        return items

@@ -5,7 +5,8 @@ What a source has given and nobody has taken yet: at most one chunk, and the ite
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -50,26 +51,40 @@ class Basket(Generic[T]):
         """Items that go in by count."""
         return 0 if self.full else self._count - len(self.items)
 
-    def put(self, item: T) -> bool:
-        """
-        Add *item*, and tell whether the chunk is full; an item that would exceed the budget waits for the next chunk.
-
-        An error of ``sizeof`` is the caller's; the item is in the chunk nevertheless.
-        """
+    def put(self, item: T) -> None:
+        """Add *item*, as :meth:`fill` does."""
         if self._budget is None:
             self.items.append(item)
-            return len(self.items) >= self._count
+        else:
+            self.fill(iter((item,)), None)
+
+    def fill(self, source: Iterator[T], most: int | None) -> bool:
+        """
+        Add items of *source*, *most* of them, until the chunk is full; tell whether more may follow.
+
+        An item that would exceed the budget waits for the next chunk. An error of ``sizeof`` is the caller's; the
+        item is in the chunk nevertheless.
+        """
+        items, count, budget, sizeof, weight = self.items, self._count, self._budget, self._sizeof, self._bytes
+        before = len(items)
         try:
-            size = self._sizeof(item)
-        except BaseException:
-            self.items.append(item)
-            raise
-        if self.items and self._bytes + size > self._budget:
-            self._spare = item, size
-            return True
-        self.items.append(item)
-        self._bytes += size
-        return self._bytes >= self._budget or len(self.items) >= self._count
+            for item in source if most is None else islice(source, most):
+                if budget is not None:
+                    try:
+                        size = sizeof(item)
+                    except BaseException:
+                        items.append(item)
+                        raise
+                    if items and weight + size > budget:
+                        self._spare = item, size
+                        return True
+                    weight += size
+                items.append(item)
+                if len(items) >= count or (budget is not None and weight >= budget):
+                    return True
+        finally:
+            self._bytes = weight
+        return most is not None and len(items) - before == most
 
     def take(self) -> list[T]:
         """Return the chunk and begin the next."""

@@ -75,7 +75,7 @@ def _by_exact_bytes(reader: Reader[T], basket: Basket[T]) -> Iterator[list[T]]:
     try:
         while basket or not reader.ended:
             if not basket.full:
-                reader.feed(basket.put)
+                reader.feed(basket.fill)
             if basket:
                 yield basket.take()
     finally:

@@ -10,7 +10,7 @@ import enum
 import time
 from collections.abc import Callable, Sized
 from concurrent.futures import Executor
-from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, get_args
+from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, cast, get_args
 
 from memguard.errors import ChunksRefusedError, MemoryCircuitBreakerError
 from memguard.policy import ChunkSize
@@ -123,7 +123,7 @@ class Job(Generic[R]):
             ChunksRefusedError: The caller shall know, and what is done.
         """
         if self._on_pressure == "raise":
-            self.gave_up = True
+            self.give_up(error)
             return Step.RAISE
         if self._on_pressure == "shrink" and self._shrink(error):
             return Step.AGAIN
@@ -140,14 +140,17 @@ class Job(Generic[R]):
 
     def give_up(self, error: MemoryCircuitBreakerError) -> None:
         """
-        Note that the job ends, for nothing comes of waiting; the caller raises *error* if this does not raise.
+        Note that the job ends, and what is done; the caller raises *error* if this does not raise.
 
         Raises:
             ChunksRefusedError: With what is done, where chunks were made smaller first.
         """
         self.gave_up = True
+        report = self._report(complete=False)
         if self._on_pressure == "shrink":
-            raise ChunksRefusedError(error, self._report(complete=False)) from error
+            raise ChunksRefusedError(error, report) from error
+        # No attribute of the class: whoever uses a breaker by itself has no report. But results shall not be lost.
+        cast("Any", error).report = report
 
     def _shrink(self, error: MemoryCircuitBreakerError) -> bool:
         smaller = self.size.refused()

@@ -5,6 +5,7 @@ Chunks at once in an executor, driven from a thread that may block.
 from __future__ import annotations
 
 import concurrent.futures
+import contextvars
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -24,7 +25,8 @@ R = TypeVar("R")
 def submit(executor: Executor, held: Held, fn: Callable[[list[T]], R], items: list[T]) -> Any:
     """Start *fn* in *executor*, in the scope of *held* where that is in this process, and return its future."""
     if _runs_in_threads(executor):
-        return executor.submit(held.run, call, fn, items)
+        # The context, too: what is held around the whole job is there to draw from.
+        return executor.submit(contextvars.copy_context().run, held.run, call, fn, items)
     # A hold cannot travel to where this may run.
     return executor.submit(call, fn, items)
 

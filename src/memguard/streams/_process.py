@@ -10,6 +10,7 @@ from concurrent.futures import Executor
 from typing import TypeVar
 
 from memguard.streams._admission import admitted
+from memguard.streams._held import Held
 from memguard.streams._job import Job, OnMemoryError, OnPressure, call, check_executor, raise_what_none_may_swallow
 from memguard.streams._pool import Pool
 from memguard.streams._report import ChunkReport
@@ -57,7 +58,8 @@ def process_in_chunks(
         on_progress: Called after each chunk and once at the end; one that raises is logged.
         on_result: Takes each result; the report then keeps none.
         breaker: Whom to ask; None is the default breaker, :data:`UNGUARDED` nobody.
-        executor: Where to run *fn*: a thread pool, a process pool, or whatever has ``submit``.
+        executor: Where to run *fn*: a thread pool, a process pool, or whatever has ``submit``. In a thread pool *fn*
+            sees the context variables of the caller.
         concurrency: How many chunks run at once in *executor*; no more are taken from *items*.
         ordered: Whether results come in the order of *items*, or as they are done.
         min_chunk_size: Chunks do not shrink below this; a quarter of *chunk_size* if None.
@@ -74,7 +76,7 @@ def process_in_chunks(
     Raises:
         ChunksRefusedError: Not even the smallest chunk was admitted; ``.report`` tells what is done.
         MemoryCircuitBreakerError: A chunk was refused, with ``on_pressure="raise"``, or can never fit, with
-            ``"wait"``.
+            ``"wait"``; it has a ``.report``, too.
         TypeError: An argument is of another kind.
         ValueError: An argument is below what makes sense, or *concurrency* has no executor.
     """
@@ -117,18 +119,25 @@ def _one_by_one(source: Source[T], fn: Callable[[list[T]], R], job: Job[R]) -> N
         if held is None:
             return
         try:
-            chunk = source.take(job.size.items, job.chunk_bytes)
-            try:
-                result = held.run(call, fn, chunk.items)
-            except MemoryError:
-                if not job.runs_again(len(chunk.items)):
-                    raise
-                job.shelf.put_back(chunk)
-                continue
-            job.finished(chunk.index, len(chunk.items), result)
+            over = _do_chunk(source, fn, job, held)
         finally:
             held.leave()
-        job.chunk_over()
+        if over:
+            job.chunk_over()
+
+
+def _do_chunk(source: Source[T], fn: Callable[[list[T]], R], job: Job[R], held: Held) -> bool:
+    """Do one chunk, or put it back. In a function of its own, so that nothing keeps the items while the next waits."""
+    chunk = source.take(job.size.items, job.chunk_bytes)
+    try:
+        result = held.run(call, fn, chunk.items)
+    except MemoryError:
+        if not job.runs_again(len(chunk.items)):
+            raise
+        job.shelf.put_back(chunk)
+        return False
+    job.finished(chunk.index, len(chunk.items), result)
+    return True
 
 
 def _in_event_loop() -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator
 from itertools import islice
+from types import FrameType
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -15,9 +16,28 @@ T = TypeVar("T")
 def without_own_frames(error: BaseException) -> BaseException:
     """Return *error* with what its traceback has beyond this package: frames of ours would keep items alive."""
     traceback: Any = error.__traceback__
-    while traceback is not None and traceback.tb_frame.f_globals.get("__package__") == __package__:
+    while traceback is not None and _is_ours(traceback.tb_frame):
         traceback = traceback.tb_next
     return error.with_traceback(traceback)
+
+
+def clear_own_frames(error: BaseException) -> None:
+    """Empty the frames of this package that called what raised *error*; from Python 3.12 on it leads to them, too."""
+    if error.__traceback__ is None:
+        return
+    frame = error.__traceback__.tb_frame.f_back
+    try:
+        while frame is not None and _is_ours(frame):
+            frame.clear()
+            frame = frame.f_back
+    except RuntimeError:  # from here on they run
+        pass
+    finally:
+        del frame
+
+
+def _is_ours(frame: FrameType) -> bool:
+    return frame.f_globals.get("__package__") == __package__
 
 
 class Reader(Generic[T]):
@@ -55,20 +75,20 @@ class Reader(Generic[T]):
             self.ended = True
         return taken
 
-    def feed(self, put: Callable[[T], bool], most: int | None = None) -> int:
-        """Give items to *put* until it returns true, or *most* are given; return how many. An error of it counts."""
-        given = 0
+    def feed(self, fill: Callable[[Iterator[T], int | None], bool], most: int | None = None) -> None:
+        """
+        Let *fill* take up to *most* items; an error of it counts as one of the source.
+
+        Args:
+            fill: Takes items from an iterator, so many at most, and tells whether more may follow.
+            most: How many; all that come if None.
+        """
         if self.ended:
-            return given
+            return
         try:
-            for item in islice(self._iterator, most):
-                given += 1
-                if put(item):
-                    return given
-            self.ended = most is None or given < most
+            self.ended = not fill(self._iterator, most)
         except BaseException as error:
             self.failed(error)
-        return given
 
     def failed(self, error: BaseException) -> None:
         """Keep *error* until what was taken is handed out."""
@@ -80,6 +100,7 @@ class Reader(Generic[T]):
         error, self.error = self.error, None
         try:
             if error is not None:
+                clear_own_frames(error)
                 raise error
         finally:
             # The traceback holds this frame: a frame that holds the error would make a circle.

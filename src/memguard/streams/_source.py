@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 from memguard.policy import slice_size
 from memguard.streams._pacer import LoopPacer
-from memguard.streams._reader import Reader, without_own_frames
+from memguard.streams._reader import Reader, clear_own_frames, without_own_frames
 from memguard.streams._shelf import Chunk, Shelf
 from memguard.streams._weighing import Filling
 
@@ -141,6 +141,8 @@ class _AsyncReader(Generic[T]):
                 taken += 1
                 if taken >= wanted:
                     return taken
+        except GeneratorExit:  # this coroutine is thrown away, too
+            raise
         except BaseException as error:
             if self._we_are_cancelled():
                 raise
@@ -160,6 +162,7 @@ class _AsyncReader(Generic[T]):
         error, self.error = self.error, None
         try:
             if error is not None:
+                clear_own_frames(error)
                 raise error
         finally:
             del error

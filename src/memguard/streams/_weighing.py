@@ -14,19 +14,24 @@ T = TypeVar("T")
 _PARTS = 16
 """A chunk is weighed in parts of this fraction of its budget: items that grow fast are noticed within one."""
 _WEIGHED_ITEMS = 16
+_EMPTY_BYTES = sys.getsizeof(object())
 
 
 def item_bytes(item: object) -> int:
     """
     Return about what *item* takes: itself and, one level down, what a row holds.
 
-    Keys of a dict are left out: rows of one table share them.
+    Keys of a dict are left out: rows of one table share them. What cannot be weighed counts as an empty object.
     """
-    size = sys.getsizeof(item)
-    if isinstance(item, dict):
-        return size + sum(map(sys.getsizeof, item.values()))
-    if isinstance(item, (list, tuple)):
-        return size + sum(map(sys.getsizeof, item))
+    try:
+        size = sys.getsizeof(item)
+        if isinstance(item, dict):
+            size += sum(map(sys.getsizeof, item.values()))
+        elif isinstance(item, (list, tuple)):
+            size += sum(map(sys.getsizeof, item))
+    except Exception:
+        # A __sizeof__ of somebody's own that fails is no reason to lose the items that were taken with it.
+        return _EMPTY_BYTES
     return size
 
 
