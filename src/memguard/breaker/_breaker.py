@@ -120,8 +120,7 @@ class MemoryCircuitBreaker:
         self._records: dict[str, Record] = {}
         self._gate = Gate(self._room)
         self._gate.on_overrun = self._tell_overrun
-        self.on_overrun: Signal[CostOverrun] = Signal(f"{name}.on_overrun")
-        """Tells once of each guarded function that a call of it took clearly more than it had reserved."""
+        self._on_overrun: Signal[CostOverrun] = Signal(f"{name}.on_overrun")
         forget_in_child(self)
 
     # ----- asking
@@ -285,6 +284,16 @@ class MemoryCircuitBreaker:
         return self._readings.on_change
 
     @property
+    def on_overrun(self) -> Signal[CostOverrun]:
+        """
+        Tells, once of each guarded function, that a call of it took clearly more than it had reserved.
+
+        Only calls that ran while nobody else held bytes are looked at, and of those some. A callback runs in the thread
+        of the call.
+        """
+        return self._on_overrun
+
+    @property
     def retry_after(self) -> float:
         """Seconds until trying again may be of use; 0 while closed."""
         return self._readings.retry_after()
@@ -391,7 +400,7 @@ class MemoryCircuitBreaker:
             return
         record.told = True
         contained(self._log_overrun, record.name, booked_bytes, peak_bytes, what="log of")
-        self.on_overrun.announce(CostOverrun(record.name, booked_bytes, peak_bytes))
+        self._on_overrun.announce(CostOverrun(record.name, booked_bytes, peak_bytes))
 
     def _log_overrun(self, name: str, booked_bytes: int, peak_bytes: int) -> None:
         _log.warning(
