@@ -151,10 +151,10 @@ def test_the_peak_of_a_block_is_what_it_held_at_most(meter):
 
 
 def test_the_sampled_peak_is_at_least_what_stays():
-    with mmap.mmap(-1, 16 * MIB) as kept:  # never pages that the allocator had
-        with measure_peak(meter="sampled") as peak:
-            for _ in range(16):
-                kept.write(os.urandom(MIB))
+    # A mapping: never pages that the allocator had.
+    with mmap.mmap(-1, 16 * MIB) as kept, measure_peak(meter="sampled") as peak:
+        for _ in range(16):
+            kept.write(os.urandom(MIB))
 
     assert peak.meter == "sampled"
     assert peak.peak_bytes >= 14 * MIB
