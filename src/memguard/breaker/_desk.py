@@ -6,6 +6,8 @@ CPython looks for signals only after calls and at the end of a loop, and collect
 object is made. So no signal handler, no exception of one and no finalizer comes in between, and no books are left half
 written. A test reads the byte code of this file and holds it to that.
 
+(Why the lock is not taken by ``with``: see :func:`memguard.turns.disown`.)
+
 Rule 2: the lock is re-entrant, so a handler or finalizer that runs just beside such a section in the same thread goes
 straight through; another thread's section is over in less than a microsecond. So giving back never waits for anybody.
 
@@ -22,6 +24,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from memguard.policy import Circuit, Floor, LineBytes
+from memguard.turns import disown
 from memguard.values import MemoryUsage
 
 if TYPE_CHECKING:
@@ -197,11 +200,16 @@ class Desk:
 
     def claim(self, grant: Grant) -> bool:
         """Have *grant* entered by this caller; tell whether it was new."""
-        with self.lock:
+        try:
+            self.lock.acquire()
             new = grant.state == NEW
             if new:
                 grant.state = ENTERED
                 grant.books = self.books  # it may have been made before a fork
+            self.lock.release()
+        except BaseException:
+            disown(self.lock)
+            raise
         return new
 
     def take(self, grant: Grant) -> bool:
@@ -211,7 +219,8 @@ class Desk:
         That is: it is new and draws from nobody, the circuit is closed, and nobody waits. What :meth:`admit` does as
         well, in half the time.
         """
-        with self.lock:
+        try:
+            self.lock.acquire()
             nbytes = grant.asked_bytes
             held = (
                 nbytes <= self.room_bytes
@@ -228,6 +237,10 @@ class Desk:
                 self.booked_bytes += nbytes
                 self.room_bytes -= nbytes
                 self.admitted += 1
+            self.lock.release()
+        except BaseException:
+            disown(self.lock)
+            raise
         return held
 
     def admit(self, grant: Grant, *, in_turn: bool = False, beyond_bytes: int = 0) -> bool:
@@ -242,7 +255,8 @@ class Desk:
             in_turn: Nobody is before it.
             beyond_bytes: What it may take above the threshold.
         """
-        with self.lock:
+        try:
+            self.lock.acquire()
             lacking = grant.asked_bytes - grant.nbytes
             drawn = 0
             outer = grant.outer
@@ -271,6 +285,10 @@ class Desk:
                 self.booked_bytes += lacking
                 self.room_bytes -= lacking
                 self.admitted += 1
+            self.lock.release()
+        except BaseException:
+            disown(self.lock)
+            raise
         return held
 
     def fits(self, nbytes: int, *, in_turn: bool = False) -> bool:
@@ -284,7 +302,8 @@ class Desk:
     def reuse(self, grant: Grant, before: Counts, *, in_turn: bool) -> bool:
         """Book what *grant* asks for, whatever the room, if nobody holds bytes and nobody came in since *before*."""
         admitted = before.admitted
-        with self.lock:
+        try:
+            self.lock.acquire()
             held = (
                 self.booked_bytes == self.freed_bytes
                 and self.on_ramp == 0
@@ -303,11 +322,16 @@ class Desk:
                 self.booked_bytes += grant.nbytes
                 self.room_bytes -= grant.nbytes
                 self.admitted += 1
+            self.lock.release()
+        except BaseException:
+            disown(self.lock)
+            raise
         return held
 
     def wait(self, grant: Grant) -> None:
         """Note that *grant* waits; it takes along what the outer one has left."""
-        with self.lock:
+        try:
+            self.lock.acquire()
             if grant.state == ENTERED:
                 grant.state = WAITING
                 self.grants[grant] = None
@@ -318,10 +342,15 @@ class Desk:
                     outer.nbytes -= drawn
                     grant.nbytes += drawn
                     grant.drawn_bytes += drawn
+            self.lock.release()
+        except BaseException:
+            disown(self.lock)
+            raise
 
     def grow(self, grant: Grant, nbytes: int) -> bool:
         """Have *grant* hold *nbytes* more if there is room; tell whether it does."""
-        with self.lock:
+        try:
+            self.lock.acquire()
             lacking = nbytes
             drawn = 0
             outer = grant.outer
@@ -340,13 +369,18 @@ class Desk:
                 grant.asked_bytes += nbytes
                 self.booked_bytes += lacking
                 self.room_bytes -= lacking
+            self.lock.release()
+        except BaseException:
+            disown(self.lock)
+            raise
         return grown
 
     # ----- giving back
 
     def shrink(self, grant: Grant, size: int) -> int:
         """Have *grant* hold *size* bytes instead of more; return what is missing because others drew it, or 0."""
-        with self.lock:
+        try:
+            self.lock.acquire()
             back = grant.asked_bytes - size
             missing = back - grant.nbytes if back > grant.nbytes and grant in self.grants else 0
             if grant.state == HELD and back > 0 and missing == 0:
@@ -360,11 +394,16 @@ class Desk:
                         outer.nbytes += drawn
                         back -= drawn
                     self.freed_bytes += back
+            self.lock.release()
+        except BaseException:
+            disown(self.lock)
+            raise
         return missing
 
     def leave(self, grant: Grant) -> int:
         """Give back what *grant* holds; return how many bytes came back to the books. A second call does nothing."""
-        with self.lock:
+        try:
+            self.lock.acquire()
             back = 0
             if grant.state != OVER and grant.books is self.books:
                 back = grant.nbytes
@@ -384,6 +423,10 @@ class Desk:
             grant.nbytes = 0
             grant.on_ramp = False
             grant.outer = grant.around = None
+            self.lock.release()
+        except BaseException:
+            disown(self.lock)
+            raise
         return back
 
     def sweep(self) -> None:
@@ -418,7 +461,8 @@ class Desk:
         used_bytes = usage.used_bytes
         permits = circuit.permits_now
         began_booked, began_freed = began.booked_bytes, began.freed_bytes
-        with self.lock:
+        try:
+            self.lock.acquire()
             settled = self.view is before
             if settled:
                 # What was booked since the reading began need not be in it; what was given back since may be.
@@ -437,4 +481,8 @@ class Desk:
                 if note is not None:
                     self.last_note.next = note
                     self.last_note = note
+            self.lock.release()
+        except BaseException:
+            disown(self.lock)
+            raise
         return settled

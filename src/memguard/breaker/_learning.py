@@ -31,6 +31,7 @@ from memguard.policy import Features, FunctionCost, features, tolerance_bytes
 from memguard.relief import HeapCounts, heap_counts, trim
 from memguard.sampling import PeakMeasurement, measure_cheaply
 from memguard.signals import contained
+from memguard.turns import disown
 
 if TYPE_CHECKING:
     from memguard.breaker._loop import LoopBell
@@ -203,10 +204,15 @@ class Gate:
             after = {n: passed for n, passed in before.items() if passed.call() is not None}
             call.since = time.monotonic()
             after[number] = _Passed(weakref.ref(call), solo)
-            with self._lock:
+            try:
+                self._lock.acquire()
                 done = self._passed is before
                 if done:
                     self._passed = after
+                self._lock.release()
+            except BaseException:
+                disown(self._lock)
+                raise
             if done:
                 call.alone = solo
                 return True
@@ -235,10 +241,15 @@ class Gate:
         while True:
             before = self._passed
             after = {n: passed for n, passed in before.items() if passed.call() not in (None, call)}
-            with self._lock:
+            try:
+                self._lock.acquire()
                 done = self._passed is before
                 if done:
                     self._passed = after
+                self._lock.release()
+            except BaseException:
+                disown(self._lock)
+                raise
             if done:
                 break
         for standing in list(self._line)[:1]:
