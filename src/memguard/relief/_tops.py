@@ -39,7 +39,7 @@ _MMAP_THRESHOLD_BYTES = 32 * 1024**2
 _TRIM_THRESHOLD_BYTES = 2 * _MMAP_THRESHOLD_BYTES
 _GLIBC_TRIM_THRESHOLD_BYTES = 128 * 1024
 _MOST_THREADS = 64
-_LONGEST_WAIT_SECONDS = 5.0
+_LONGEST_WAIT_SECONDS = 1.0
 """For threads that do next to nothing. They may never run: at the end of the interpreter, say."""
 
 
