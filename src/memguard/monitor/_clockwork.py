@@ -60,6 +60,10 @@ class Clockwork:
             self._done.ring()
             raise
 
+    def end(self) -> None:
+        """Have the thread end, without waiting for that."""
+        self._done.ring()
+
     def stop(self) -> None:
         """End the thread and wait for it, for ten seconds at most; from inside itself, without waiting."""
         self._done.ring()

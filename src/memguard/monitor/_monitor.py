@@ -169,27 +169,27 @@ class MemoryMonitor:
         before = self._clockwork
         if before is not None and before.running:
             return
-        clockwork, first = Clockwork(self, "memguard-monitor", self._collector.remove), False
-        with self._lock:
-            if self._clockwork is before:
-                self._clockwork = clockwork
-                first = True
-        if first:
-            self._start(clockwork)
+        clockwork = Clockwork(self, "memguard-monitor", self._collector.remove)
+        try:
+            with self._lock:
+                if self._clockwork is before:
+                    self._clockwork = clockwork
+            if self._clockwork is clockwork:
+                self._start(clockwork)
+        except BaseException as error:
+            clockwork.end()
+            if self._clockwork in (None, clockwork):
+                self.stop()
+            if not isinstance(error, RuntimeError):  # a signal handler's
+                raise
+            raise RuntimeError(f"the monitor cannot run: {error}; call tick() by hand, or start it later") from error
 
     def _start(self, clockwork: Clockwork) -> None:
         self._sample_at = float("-inf")
         self._log_at = time.monotonic() + (self._config.log_interval or 0.0)
-        try:
-            self._settle()
-            atexit.register(clockwork.stop)
-            clockwork.start()
-        except RuntimeError as error:
-            self.stop()
-            raise RuntimeError(f"the monitor cannot run: {error}; call tick() by hand, or start it later") from error
-        except BaseException:
-            self.stop()
-            raise
+        self._settle()
+        atexit.register(clockwork.stop)
+        clockwork.start()
         self._settle()  # a signal handler or another thread may have stopped it meanwhile
 
     def _settle(self) -> None:
@@ -205,12 +205,17 @@ class MemoryMonitor:
 
         May be called from anywhere: a signal handler, a listener, a finalizer.
         """
-        with self._lock:
-            clockwork, self._clockwork = self._clockwork, None
+        clockwork = self._clockwork
         if clockwork is None:
+            self._settle()
             return
-        self._settle()
+        # In an order in which it can be done again: an exception of a signal handler may come anywhere.
+        clockwork.end()
         atexit.unregister(clockwork.stop)
+        with self._lock:
+            if self._clockwork is clockwork:
+                self._clockwork = None
+        self._settle()
         clockwork.stop()
 
     @property
