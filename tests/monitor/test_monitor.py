@@ -405,11 +405,7 @@ def test_a_monitor_that_nobody_holds_ends_its_thread():
     monitor.start()
     thread = monitor._clockwork._thread
     gone = weakref.ref(monitor)
-    import atexit
 
-    atexit.unregister(monitor.stop)
-
-    monitor._collector.remove()
     del monitor
     deadline = time.monotonic() + LONG
     while gone() is not None and time.monotonic() < deadline:
@@ -528,6 +524,66 @@ def test_a_line_that_is_no_sample_is_named(tmp_path):
 
     with pytest.raises(ValueError, match=r"samples.jsonl, line 2: not a sample"):
         read_samples(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rss_bytes": "lots"},
+        {"used_bytes": None},
+        {"limit_bytes": -5},
+        {"rss_bytes": 5.5},
+        {"rss_bytes": True},
+        {"at": [1]},
+        {"at": float("nan")},
+        {"at": float("inf")},
+        {"at": True},
+        {"source": 5},
+        {"python_blocks": "many"},
+        {"malloc_free_bytes": -1},
+    ],
+    ids=str,
+)
+def test_a_line_whose_figures_cannot_be_is_named(tmp_path, change):
+    path = tmp_path / "samples.jsonl"
+    write_samples([memory_usage()] * 3, path)
+    lines = path.read_text().splitlines()
+    lines[1] = json.dumps(json.loads(lines[1]) | change)
+    path.write_text("\n".join(lines))
+
+    with pytest.raises(ValueError, match=rf"samples.jsonl, line 2: not a sample \({next(iter(change))} cannot be"):
+        read_samples(path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b'{"rss_bytes": "\xff\xfe"}', b"[" * 100_000, b"[1, 2]", b"5", b"{", b"\x00", b'{"at": ' + b"9" * 5000 + b"}"],
+    ids=["not UTF-8", "nested without end", "a list", "a number", "cut off", "zero bytes", "a number without end"],
+)
+def test_a_line_that_is_damaged_is_named(tmp_path, line):
+    path = tmp_path / "samples.jsonl"
+    write_samples([memory_usage()], path)
+    with path.open("ab") as file:
+        file.write(b"\n" + line + b"\n")
+
+    with pytest.raises(ValueError, match=r"samples.jsonl, line 3: not a sample"):
+        read_samples(path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such modes here")
+@pytest.mark.parametrize(("before", "after"), [(None, 0o644), (0o640, 0o640)], ids=["a new file", "one that was there"])
+def test_who_may_read_samples_is_as_for_any_file(tmp_path, before, after):
+    path = tmp_path / "samples.jsonl"
+    if before is not None:
+        path.touch()
+        path.chmod(before)
+    umask = os.umask(0o022)
+    try:
+        write_samples([memory_usage()], path)
+    finally:
+        os.umask(umask)
+
+    assert path.stat().st_mode & 0o777 == after
 
 
 def test_what_cannot_be_written_leaves_what_was_there(tmp_path):

@@ -15,7 +15,7 @@ import tracemalloc
 import psutil
 import pytest
 
-from memguard import measure_peak, memory_limit, memory_usage
+from memguard import SamplingError, measure_peak, memory_limit, memory_usage
 from memguard.sampling import Machine, _portable, _rlimit
 from memguard.sampling._files import KeptFile
 from memguard.testing import FakeClock, ScriptedSampler, check_sampler
@@ -49,6 +49,34 @@ def test_psutil_stands_in_where_there_is_no_proc(monkeypatch):
     assert abs(usage.rss_bytes - psutil.Process().memory_info().rss) < 8 * MIB
     assert _portable.host_bytes()[0] == psutil.virtual_memory().total
     machine.close()
+
+
+def test_what_psutil_does_not_tell_is_our_error(monkeypatch):
+    machine = Machine()
+    monkeypatch.setattr(machine, "_has_procfs", False)
+    monkeypatch.setattr(_portable, "_process", lambda: psutil.Process(-1))
+
+    with pytest.raises(SamplingError, match="psutil does not give process_bytes"):
+        machine()
+    machine.close()
+
+
+@linux
+def test_what_the_process_holds_free_is_room_under_an_rlimit_also_after_a_trim():
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_DATA, (600 << 20, -1))\n"
+        "import memguard\n"
+        "blocks = [bytearray(100_000) for _ in range(3000)]\n"
+        "pinned, full = blocks.pop(), memguard.memory_usage().used_bytes\n"
+        "blocks.clear()\n"
+        "memguard.release_memory()\n"
+        "print(memguard.allocator_usage().name, full - memguard.memory_usage().used_bytes > 200 << 20)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+
+    if not out.stdout.startswith("glibc"):
+        pytest.skip(f"the allocator here does not say what it holds free: {out.stdout}")
+    assert out.stdout == "glibc True\n"
 
 
 @linux

@@ -10,8 +10,12 @@ import weakref
 from collections.abc import Callable
 from typing import Protocol
 
+from memguard.turns import Bell
+
 _log = logging.getLogger("memguard")
 _LONGEST_JOIN_SECONDS = 10.0
+_PAUSE_SECONDS = 1.0
+"""After a beat that failed: the next may fail as well, and at once."""
 
 
 class Beating(Protocol):
@@ -24,36 +28,74 @@ class Beating(Protocol):
 
 class Clockwork:
     """
-    Calls :meth:`Beating.beat` in a thread of its own.
+    Calls :meth:`Beating.beat` in a thread of its own, whatever that raises.
 
     Args:
         thing: Held weakly: a monitor that nobody holds ends its thread.
         name: The thread's.
+        at_end: Called when the thing is held by nobody any more.
     """
 
-    def __init__(self, thing: Beating, name: str) -> None:
-        self._done = threading.Event()
-        self._thread = threading.Thread(
-            target=_run, args=(weakref.ref(thing, lambda _: done.set()), self._done), name=name, daemon=True
-        )
-        done = self._done
-        self._thread.start()
+    def __init__(self, thing: Beating, name: str, at_end: Callable[[], object] = lambda: None) -> None:
+        self._done = done = Bell()
+        reference = weakref.ref(thing, lambda _: done.ring())
+        self._thread = threading.Thread(target=_run, args=(reference, done, at_end), name=name, daemon=True)
+
+    @property
+    def running(self) -> bool:
+        """Whether the thread lives, or is about to."""
+        return not self._done.rung and (self._thread.ident is None or self._thread.is_alive())
+
+    def start(self) -> None:
+        """
+        Start the thread; if it was stopped before that, it ends at once.
+
+        Raises:
+            RuntimeError: No thread can be started.
+        """
+        try:
+            self._thread.start()
+        except BaseException:
+            # A signal handler may have raised when the thread ran already.
+            self._done.ring()
+            raise
+
+    def end(self) -> None:
+        """Have the thread end, without waiting for that."""
+        self._done.ring()
 
     def stop(self) -> None:
-        """End the thread and wait for it; from inside itself, without waiting."""
-        self._done.set()
+        """End the thread and wait for it, for ten seconds at most; from inside itself, without waiting."""
+        self._done.ring()
         if self._thread is threading.current_thread():
             return
-        self._thread.join(_LONGEST_JOIN_SECONDS)
+        try:
+            self._thread.join(_LONGEST_JOIN_SECONDS)
+        except RuntimeError:
+            return  # it was not started yet: this is a signal handler in the middle of that
         if self._thread.is_alive():
             _log.warning("%s: a listener or sampler has not returned for 10 s; it is left behind", self._thread.name)
 
 
-def _run(thing: Callable[[], Beating | None], done: threading.Event) -> None:
-    while not done.is_set():
-        held = thing()
-        if held is None:
-            return
-        seconds = held.beat()
-        del held  # not kept while waiting
+def _run(thing: Callable[[], Beating | None], done: Bell, at_end: Callable[[], object]) -> None:
+    while not done.rung:
+        seconds = _PAUSE_SECONDS
+        try:
+            held = thing()
+            if held is None:
+                break
+            seconds = held.beat()
+        except BaseException:
+            # Also what listeners let out that is meant for others: CancelledError, SystemExit.
+            _say_that_it_failed()
+        held = None  # not kept while waiting
         done.wait(seconds)
+    if thing() is None:
+        at_end()
+
+
+def _say_that_it_failed() -> None:
+    try:
+        _log.exception("memguard: the work of a thread failed; it goes on")
+    except BaseException:  # noqa: S110 - a log handler of somebody else's
+        pass

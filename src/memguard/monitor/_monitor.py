@@ -9,16 +9,15 @@ from __future__ import annotations
 import atexit
 import logging
 import math
-import os
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType, TracebackType
 from typing import Any, Literal, Protocol, Self, runtime_checkable
 
+from memguard.forking import forget_in_child
 from memguard.monitor._clockwork import Clockwork
 from memguard.monitor._config import check_callable, make_config
 from memguard.monitor._inside import CollectorTime, Inside, full_collections
@@ -28,6 +27,7 @@ from memguard.relief import allocator_usage, shrinkables
 from memguard.sampling import Sampler, memory_usage
 from memguard.settings import settings
 from memguard.signals import Outbox, Signal
+from memguard.turns import Claim, Turn
 from memguard.units import ByteSize, Threshold, format_bytes
 from memguard.values import Gate, Level, MemoryUsage, gate_of
 
@@ -130,12 +130,14 @@ class MemoryMonitor:
         """Tells each time the leak detector's verdict changes."""
         self.on_leak: Signal[LeakDetectionResult] = Signal("memguard.on_leak")
         """Tells when the verdict becomes "leak", and when it no longer is."""
+        self._turn = Turn()
         self._forget()
-        _alive.add(self)
+        forget_in_child(self)
 
     def _forget(self) -> None:
         """Begin anew: at first, and in a forked child, whose memory has another history and none of the threads."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._inbox: deque[_Taken] = deque()
         self._outbox = Outbox(self._tell)
         self._inside = Inside(self._config.clock)
         self._samples: deque[MemoryUsage] = deque(maxlen=self._config.max_samples)
@@ -144,7 +146,7 @@ class MemoryMonitor:
         self._minute = MinuteGrowth()
         self._growth: float | None = None
         self._growing = False
-        self._verdict = "insufficient"
+        self._result = self._detector.report(None)
         self._sample_at = self._log_at = float("-inf")
         self._failing = False
         self._operations.forget()
@@ -157,33 +159,70 @@ class MemoryMonitor:
 
         Where ``MEMGUARD_MONITOR=off`` nothing is started. In a forked child a running monitor runs as well, with a
         history of its own.
+
+        Raises:
+            RuntimeError: No thread can be started. It is stopped then.
         """
         if settings().monitor is False:
             _log.info("memguard: the monitor stays off, as MEMGUARD_MONITOR says")
             return
-        with self._lock:
-            if self._clockwork is not None:
-                return
-            self._sample_at = float("-inf")
-            self._log_at = time.monotonic() + (self._config.log_interval or 0.0)
+        before = self._clockwork
+        if before is not None and before.running:
+            return
+        clockwork = Clockwork(self, "memguard-monitor", self._collector.remove)
+        try:
+            with self._lock:
+                if self._clockwork is before:
+                    self._clockwork = clockwork
+            if self._clockwork is clockwork:
+                self._start(clockwork)
+        except BaseException as error:
+            clockwork.end()
+            if self._clockwork in (None, clockwork):
+                self.stop()
+            if not isinstance(error, RuntimeError):  # a signal handler's
+                raise
+            raise RuntimeError(f"the monitor cannot run: {error}; call tick() by hand, or start it later") from error
+
+    def _start(self, clockwork: Clockwork) -> None:
+        self._sample_at = float("-inf")
+        self._log_at = time.monotonic() + (self._config.log_interval or 0.0)
+        self._settle()
+        atexit.register(clockwork.stop)
+        clockwork.start()
+        self._settle()  # a signal handler or another thread may have stopped it meanwhile
+
+    def _settle(self) -> None:
+        """Hear of collections exactly while it runs."""
+        if self._clockwork is None:
+            self._collector.remove()
+        else:
             self._collector.install()
-            self._clockwork = Clockwork(self, "memguard-monitor")
-        atexit.register(self.stop)
 
     def stop(self) -> None:
-        """End the thread and wait for it; nothing if none runs. Samples are kept, and it can be started again."""
-        with self._lock:
-            clockwork, self._clockwork = self._clockwork, None
+        """
+        End the thread and wait for it; nothing if none runs. Samples are kept, and it can be started again.
+
+        May be called from anywhere: a signal handler, a listener, a finalizer.
+        """
+        clockwork = self._clockwork
         if clockwork is None:
+            self._settle()
             return
-        self._collector.remove()
-        atexit.unregister(self.stop)
+        # In an order in which it can be done again: an exception of a signal handler may come anywhere.
+        clockwork.end()
+        atexit.unregister(clockwork.stop)
+        with self._lock:
+            if self._clockwork is clockwork:
+                self._clockwork = None
+        self._settle()
         clockwork.stop()
 
     @property
     def running(self) -> bool:
         """Whether it samples by itself."""
-        return self._clockwork is not None
+        clockwork = self._clockwork
+        return clockwork is not None and clockwork.running
 
     def __enter__(self) -> Self:
         """Start."""
@@ -214,10 +253,10 @@ class MemoryMonitor:
         try:
             self._sample_and_log()
             self._failing = False
-        except Exception:
-            if not self._failing:
-                _log.exception("memguard: the monitor could not take a sample; it goes on trying")
-            self._failing = True
+        except BaseException:
+            failing, self._failing = self._failing, True
+            if not failing:
+                _log.exception("memguard: the monitor could not take a sample, or tell of it; it goes on trying")
         due_at = self._sample_at if self._config.log_interval is None else min(self._sample_at, self._log_at)
         return max(0.0, due_at - time.monotonic())
 
@@ -245,17 +284,41 @@ class MemoryMonitor:
         level = self._level_of(usage)
         explained = self._explained_bytes()
         collections = full_collections() if self._config.sampler is None else None
-        with self._lock:
-            if self._samples and usage.at < self._samples[-1].at:
-                usage = replace(usage, at=self._samples[-1].at)
-            self._samples.append(usage)
-            self._outbox.put(usage)
-            self._growth = self._minute.observe(usage.at, usage.rss_bytes)
-            self._judge_level(level, usage)
-            self._judge_growth(usage)
-            self._judge_leak(usage, explained, collections)
+        taken = _Taken(usage, level, explained, collections)
+        self._inbox.append(taken)
+        self._judge_all()
         self._outbox.deliver()
-        return usage
+        return taken.usage
+
+    def _judge_all(self) -> None:
+        """Judge what was taken, in order; nothing while somebody else is at it: that one goes on with ours."""
+        while self._inbox:
+            claim = Claim(self._turn)
+            try:
+                if not claim.take():
+                    return
+                while self._inbox:
+                    self._judge(self._inbox.popleft())
+            finally:
+                claim.give_back()
+
+    def _judge(self, taken: _Taken) -> None:
+        last = self._last()
+        if last is not None and taken.usage.at < last.at:
+            taken.usage = replace(taken.usage, at=last.at)
+        usage = taken.usage
+        self._samples.append(usage)
+        self._outbox.put(usage)
+        self._growth = self._minute.observe(usage.at, usage.rss_bytes)
+        self._judge_level(taken.level, usage)
+        self._judge_growth(usage)
+        self._judge_leak(usage, taken.explained_bytes, taken.collections)
+
+    def _last(self) -> MemoryUsage | None:
+        try:
+            return self._samples[-1]
+        except IndexError:
+            return None
 
     def _read(self) -> MemoryUsage:
         reader = self._reader()
@@ -278,14 +341,18 @@ class MemoryMonitor:
 
     def _explained_bytes(self) -> int:
         # The caches of this process explain themselves; a foreign sampler speaks of another process.
-        total = self._inside.cached_bytes() if self._config.sampler is None else 0
+        cached = self._inside.cached_bytes() if self._config.sampler is None else 0
+        return cached + sum(max(0, nbytes) for nbytes in self._explanations().values())
+
+    def _explanations(self) -> dict[str, int]:
+        told = {}
         for name, read in self._explained.copy().items():
             try:
-                total += max(0, int(read()))
+                told[name] = int(read())
             except Exception:
                 _log.exception("memguard: %r cannot be explained any more and counts as nothing", name)
                 self._explained.pop(name, None)
-        return total
+        return told
 
     def _judge_level(self, level: Level, usage: MemoryUsage) -> None:
         before, self._level = self._level, level
@@ -316,10 +383,9 @@ class MemoryMonitor:
             explained_bytes=explained_bytes,
             gc_runs=collections,
         )
-        result = self._detector.report(usage.limit_bytes)
-        before, self._verdict = self._verdict, result.verdict
-        if before != self._verdict:
-            self._outbox.put(_VerdictChange(before, result))
+        before, self._result = self._result, self._detector.report(usage.limit_bytes)
+        if before.verdict != self._result.verdict:
+            self._outbox.put(_VerdictChange(before.verdict, self._result))
 
     def _tell(self, event: MemoryUsage | MemoryAlert | _VerdictChange) -> None:
         if isinstance(event, MemoryUsage):
@@ -343,15 +409,18 @@ class MemoryMonitor:
         usage = self._latest()
         growth = self._growth
         rate = "" if growth is None else f", {format_bytes(round(growth))} a minute"
-        _log.info("memguard: %s%s, verdict %s", _described(usage), rate, self._verdict)
+        _log.info("memguard: %s%s, verdict %s", _described(usage), rate, self._result.verdict)
 
     # ----- asking
 
     @property
     def samples(self) -> tuple[MemoryUsage, ...]:
         """The samples that are kept, oldest first."""
-        with self._lock:
-            return tuple(self._samples)
+        while True:
+            try:
+                return tuple(self._samples)
+            except RuntimeError:  # one came in between
+                continue
 
     def detect_leak(self) -> LeakDetectionResult:
         """
@@ -359,13 +428,11 @@ class MemoryMonitor:
 
         Judged sample by sample as they came, over a longer time than the samples that are kept.
         """
-        with self._lock:
-            last = self._samples[-1] if self._samples else None
-            result = self._detector.report(None if last is None else last.limit_bytes)
-            samples = tuple(self._samples)
-        if result.verdict != "insufficient" or last is None:
+        result, samples = self._result, self.samples
+        if result.verdict != "insufficient" or not samples:
             return result
-        return detect_leak(samples, growth_threshold=self._config.growth_threshold, limit_bytes=last.limit_bytes)
+        limit = samples[-1].limit_bytes
+        return detect_leak(samples, growth_threshold=self._config.growth_threshold, limit_bytes=limit)
 
     def is_critical(self) -> bool:
         """Tell whether memory is critical now, by a reading that is a second old at most."""
@@ -373,8 +440,7 @@ class MemoryMonitor:
 
     def _latest(self) -> MemoryUsage:
         """Return a reading that is a second old at most."""
-        with self._lock:
-            last = self._samples[-1] if self._samples else None
+        last = self._last()
         if last is not None and self._config.clock() - last.at < _FRESH_SECONDS:
             return last
         reader = self._reader()
@@ -401,7 +467,7 @@ class MemoryMonitor:
             "allocator": {"name": heap.name, "in_use_bytes": heap.in_use_bytes, "free_bytes": heap.free_bytes},
             "explained_bytes": {
                 "caches": shrinkables.held_bytes(),
-                **{name: int(read()) for name, read in self._explained.copy().items()},
+                **self._explanations(),
             },
             "operations": {
                 name: {
@@ -480,16 +546,25 @@ class MemoryMonitor:
 
     def __repr__(self) -> str:
         state = "running" if self.running else "stopped"
-        return f"<MemoryMonitor {state}, {len(self._samples)} samples, verdict {self._verdict}>"
+        return f"<MemoryMonitor {state}, {len(self._samples)} samples, verdict {self._result.verdict}>"
 
-    def _after_fork(self) -> None:
-        ran = self._clockwork is not None
-        self._clockwork = None
+    def _forget_threads(self) -> None:
+        clockwork, self._clockwork = self._clockwork, None
         self._forget()
-        if ran:
-            self._collector.remove()
-            atexit.unregister(self.stop)
+        self._settle()
+        if clockwork is not None:
+            atexit.unregister(clockwork.stop)
             self.start()
+
+
+@dataclass(slots=True)
+class _Taken:
+    """A sample that was taken and is to be judged, with what was known when it was."""
+
+    usage: MemoryUsage
+    level: Level
+    explained_bytes: int
+    collections: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -530,15 +605,3 @@ def _next(due_at: float, now: float, interval: float) -> float:
 
 def _rounded(value: float | None) -> int | None:
     return None if value is None or not math.isfinite(value) else round(value)
-
-
-_alive: weakref.WeakSet[MemoryMonitor] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for monitor in list(_alive):
-        monitor._after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -67,39 +67,63 @@ class OperationStatistics:
         )
 
 
-class Operations:
-    """The statistics of every operation, by name."""
+class _Slot:
+    """The statistics of one operation, replaced as a whole."""
+
+    __slots__ = ("value",)
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._by_name: dict[str, OperationStatistics] = {}
-        self._full = False
+        self.value = OperationStatistics()
+
+
+class Operations:
+    """
+    The statistics of every operation, by name.
+
+    Nobody waits here, and nothing is half done: a run is added to what was there, and takes its place if nothing came
+    between. So a tracked operation may end in a finalizer or a signal handler that interrupts another's end.
+    """
+
+    def __init__(self) -> None:
+        self.forget()
 
     def forget(self) -> None:
         """Begin anew; in a forked child, whose lock another thread may hold for ever."""
-        self._lock = threading.Lock()
-        self._by_name = {}
+        self._lock = threading.RLock()
+        self._by_name: dict[str, _Slot] = {}
+        self._full = False
 
     def snapshot(self) -> dict[str, OperationStatistics]:
         """Return all of them as they are now."""
-        with self._lock:
-            return dict(self._by_name)
+        return {name: slot.value for name, slot in self._by_name.copy().items()}
 
     def add(self, name: str, run: PeakMeasurement, *, failed: bool) -> None:
         """Count one run of *name*."""
-        with self._lock:
-            # A name with a customer's number in it would grow without end: here of all places.
-            too_many = name not in self._by_name and len(self._by_name) >= _MOST_NAMES
-            key = _OTHERS if too_many else name
-            self._by_name[key] = self._by_name.get(key, OperationStatistics()).after(run, failed=failed)
-            first, self._full = too_many and not self._full, self._full or too_many
-        if first:
+        slot, added = self._slot(name), False
+        while not added:
+            before = slot.value
+            after = before.after(run, failed=failed)
+            with self._lock:
+                if slot.value is before:
+                    slot.value = after
+                    added = True
+
+    def _slot(self, name: str) -> _Slot:
+        found = self._by_name.get(name)
+        if found is not None:
+            return found
+        if len(self._by_name) < _MOST_NAMES:
+            return self._by_name.setdefault(name, _Slot())
+        # A name with a customer's number in it would grow without end: here of all places.
+        full, self._full = self._full, True
+        if not full:
             _log.warning(
                 "more than %d operations are tracked; %r and further ones count as %r: put what varies into fields",
                 _MOST_NAMES,
                 name,
                 _OTHERS,
             )
+        return self._by_name.setdefault(_OTHERS, _Slot())
 
 
 class Tracked:
@@ -163,7 +187,10 @@ class Tracked:
         # A generator that is closed early has not failed.
         failed = error is not None and not isinstance(error, GeneratorExit)
         self._operations.add(self.operation, run, failed=failed)
-        self._report(failed=failed)
+        try:
+            self._report(failed=failed)
+        except Exception:  # noqa: S110 - a log handler of somebody else's must not cost a result that is there
+            pass
 
     async def __aenter__(self) -> Self:
         """Begin to measure."""
@@ -218,7 +245,7 @@ def log_operation(
         level,
         "%s%s: %s -> %s (%s%s)%s",
         operation,
-        "".join(f" {key}={value!r}" for key, value in fields.items()),
+        "".join(f" {key}={_shown(value)}" for key, value in fields.items()),
         format_bytes(before_bytes),
         format_bytes(after_bytes),
         "+" if change >= 0 else "",
@@ -232,3 +259,10 @@ def log_operation(
             **{f"memguard.{key}": value for key, value in fields.items()},
         },
     )
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)
+    except Exception as error:
+        return f"<{type(value).__name__}, whose repr raised {type(error).__name__}>"

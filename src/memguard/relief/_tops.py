@@ -39,7 +39,7 @@ _MMAP_THRESHOLD_BYTES = 32 * 1024**2
 _TRIM_THRESHOLD_BYTES = 2 * _MMAP_THRESHOLD_BYTES
 _GLIBC_TRIM_THRESHOLD_BYTES = 128 * 1024
 _MOST_THREADS = 64
-_LONGEST_WAIT_SECONDS = 5.0
+_LONGEST_WAIT_SECONDS = 1.0
 """For threads that do next to nothing. They may never run: at the end of the interpreter, say."""
 
 
@@ -81,13 +81,14 @@ class Tops:
         try:
             if not claim.take():
                 return False
-            afterwards = _thresholds()
+            trimmed, mapped = _thresholds()
             try:
                 library.mallopt(_M_TRIM_THRESHOLD, _LOW_THRESHOLD_BYTES)
                 act()
             finally:
-                for option, size in afterwards:
-                    library.mallopt(option, size)
+                library.mallopt(_M_TRIM_THRESHOLD, trimmed)  # first and at once: a signal handler may raise after it
+                if mapped is not None:
+                    library.mallopt(_M_MMAP_THRESHOLD, mapped)
         finally:
             claim.give_back()
         self._say_once()
@@ -102,16 +103,13 @@ class Tops:
             )
 
 
-def _thresholds() -> list[tuple[int, int]]:
-    """Return the thresholds to be set afterwards: what the user told glibc, or large ones."""
+def _thresholds() -> tuple[int, int | None]:
+    """Return the thresholds to be set afterwards, to trim and to map: what the user told glibc, or large ones."""
     mapped = _told("MALLOC_MMAP_THRESHOLD_", "mmap_threshold")
     trimmed = _bytes(_told("MALLOC_TRIM_THRESHOLD_", "trim_threshold"))
     if trimmed is None:
         trimmed = _TRIM_THRESHOLD_BYTES if mapped is None else _GLIBC_TRIM_THRESHOLD_BYTES
-    found = [(_M_TRIM_THRESHOLD, trimmed)]
-    if mapped is None:
-        found.append((_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES))
-    return found
+    return trimmed, _MMAP_THRESHOLD_BYTES if mapped is None else None  # left as the user has set it
 
 
 def _bytes(text: str | None) -> int | None:

@@ -7,11 +7,12 @@ siblings are charged to the parent's.
 
 from __future__ import annotations
 
+import errno
 import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from memguard.errors import SamplingError
 from memguard.sampling import _rlimit
@@ -74,6 +75,7 @@ class Machine:
         self._membership = KeptFile(base / "proc/self/cgroup", vouched=True)
         self._here: _Here | None = None
         self._looked_at: float | None = None
+        self._troubled_at = float("-inf")
         self._last_charges: list[Charge] | None = None
 
     def __call__(self) -> MemoryUsage:
@@ -180,10 +182,15 @@ class Machine:
 
     def _find_levels_in_trouble(self, trouble: OSError) -> None:
         """Look at once where the process stands: the group of a file that cannot be read may be gone."""
-        if not isinstance(trouble, FileNotFoundError):
+        vanished, now = isinstance(trouble, FileNotFoundError), time.monotonic()
+        if not vanished:
             self._troubles.note(trouble, "what could be read last counts")
+        # A removed group answers ENODEV. All else may go on for ever, and shall not cost a search in each reading.
+        if not vanished and trouble.errno != errno.ENODEV and now - self._troubled_at < _LOOK_AGAIN_SECONDS:
+            return
+        self._troubled_at = now
         try:
-            self._find_levels(vanished=isinstance(trouble, FileNotFoundError))
+            self._find_levels(vanished=vanished)
         except OSError as error:
             self._troubles.note(error, "the cgroups that are known go on to count")
 
@@ -251,18 +258,26 @@ class Machine:
         return _rlimit.own_limits() if self._has_procfs else {}
 
     def _read_process(self) -> ProcessReading:
-        if self._has_procfs:
-            return self._process.read()
-        from memguard.sampling import _portable  # noqa: PLC0415 - psutil loads only where it is needed
-
-        return ProcessReading(*_portable.process_bytes())
+        return self._process.read() if self._has_procfs else ProcessReading(*_portably("process_bytes"))
 
     def _read_host(self) -> tuple[int, int] | None:
-        if self._has_procfs:
-            return self._host.read()
+        return self._host.read() if self._has_procfs else _portably("host_bytes")
+
+
+def _portably(figure: Literal["process_bytes", "host_bytes"]) -> tuple[int, int]:
+    """
+    Return a *figure* of psutil's.
+
+    Raises:
+        SamplingError: It is not to be had.
+    """
+    try:
         from memguard.sampling import _portable  # noqa: PLC0415 - psutil loads only where it is needed
 
-        return _portable.host_bytes()
+        found: tuple[int, int] = getattr(_portable, figure)()
+    except Exception as error:
+        raise SamplingError(f"psutil does not give {figure}: {error}") from error
+    return found
 
 
 def _nothing() -> None:

@@ -20,8 +20,10 @@ else:
     def own_limits() -> dict[str, int]:
         """Return the finite soft limits of this process by name ("as", "data"), in bytes."""
         found = {}
-        for name, number in (("as", resource.RLIMIT_AS), ("data", resource.RLIMIT_DATA)):
-            soft = resource.getrlimit(number)[0]
-            if soft != resource.RLIM_INFINITY:
-                found[name] = soft
+        soft = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if soft != resource.RLIM_INFINITY:
+            found["as"] = soft
+        soft = resource.getrlimit(resource.RLIMIT_DATA)[0]
+        if soft != resource.RLIM_INFINITY:
+            found["data"] = soft
         return found
