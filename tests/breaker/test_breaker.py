@@ -483,8 +483,8 @@ assert double(2) == 4
 def no_default_breaker(monkeypatch):
     """As in a process that has not asked for it; arenas are counted, not limited."""
     asked = []
-    monkeypatch.setattr(default, "_made", [])
-    monkeypatch.setattr(default, "_told", {})
+    monkeypatch.setattr(default, "_made", {})
+    monkeypatch.setattr(default._configured, "asked", {})
     monkeypatch.setattr(default, "limit_arenas", lambda: asked.append(1))
     return asked
 
@@ -505,39 +505,24 @@ def test_the_guard_of_the_module_asks_the_default_breaker_of_the_moment_of_the_c
     def held():
         return memguard.default_breaker().statistics().reserved_bytes
 
-    assert default._made == []
+    assert default._made == {}
     assert held() == MIB
 
 
 def test_threads_that_ask_at_once_get_the_same_default_breaker(no_default_breaker, monkeypatch):
-    got, at_the_lock = [], threading.Event()
+    got = []
 
-    class Lock:
-        """Tells that a second thread has come to it, which the first waits for while it holds it."""
+    def while_it_is_made():
+        if not got:
+            got.append(None)
+            thread = threading.Thread(target=lambda: got.append(memguard.default_breaker()))
+            thread.start()
+            thread.join(30)
 
-        lock = threading.Lock()
-
-        def __enter__(self):
-            if self.lock.locked():
-                at_the_lock.set()
-            self.lock.acquire()
-
-        def __exit__(self, *error):
-            self.lock.release()
-
-    thread = threading.Thread(target=lambda: got.append(memguard.default_breaker()))
-
-    def while_the_lock_is_held():
-        thread.start()
-        assert at_the_lock.wait(30)
-
-    monkeypatch.setattr(default, "_lock", Lock())
-    monkeypatch.setattr(default, "limit_arenas", while_the_lock_is_held)
-
+    monkeypatch.setattr(default, "limit_arenas", while_it_is_made)
     breaker = memguard.default_breaker()
-    thread.join(30)
 
-    assert got == [breaker]
+    assert got == [None, breaker]
 
 
 def test_relief_can_be_switched_off_and_on(no_default_breaker, monkeypatch):

@@ -168,7 +168,8 @@ class Admission:
         return True
 
     def _at_once(self, grant: Grant) -> bool:
-        if self._readings.fresh and self._desk.admit(grant):
+        # Where nothing is refused, what would have been is told after a new reading, as it would be refused.
+        if self._readings.fresh and self._desk.enforcing and self._desk.admit(grant):
             return True
         self._readings.gone_on()
         if self._after_reading(grant):

@@ -114,6 +114,7 @@ class MemoryCircuitBreaker:
         self._desk = Desk(check_clock(clock))
         self._readings = Readings(self._desk, config, name)
         self._queue = Queue(self._desk, self._readings)
+        self._readings.running_bytes = self._queue.running_bytes
         self._relieving = Relieving(self._desk, self._readings, self._queue, _relief(config, clock))
         self._readings.on_idle = self._relieving.tidy
         self._admission = Admission(self._desk, self._readings, self._queue, self._relieving)

@@ -5,8 +5,8 @@ The breaker that everybody shares unless told otherwise: one object for the life
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from typing import Any, Final, TypeVar, overload
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeAlias, TypeVar, overload
 
 from memguard.breaker._breaker import (
     DEFAULT_CHECK_INTERVAL,
@@ -15,11 +15,13 @@ from memguard.breaker._breaker import (
     MemoryCircuitBreaker,
     check_timeout,
 )
-from memguard.breaker._config import BreakerMode, make_config
+from memguard.breaker._config import BreakerMode, Config, make_config
 from memguard.breaker._guarding import Cost, wrap
 from memguard.breaker._reservation import Reservation
+from memguard.forking import forget_in_child
 from memguard.relief import limit_arenas
 from memguard.settings import settings
+from memguard.turns import disown
 from memguard.units import ByteSize, Threshold
 from memguard.values import MemoryUsage
 
@@ -31,9 +33,36 @@ class _Unset:
 
 _UNSET: Final = _Unset()
 _T = TypeVar("_T")
-_lock = threading.Lock()
-_made: list[MemoryCircuitBreaker] = []
-_told: dict[str, Any] = {}
+_Asked: TypeAlias = Mapping[str, Any]
+_made: dict[str, MemoryCircuitBreaker] = {}
+
+
+class _Configured:
+    """What :func:`configure` was told so far; changed as a whole, from any thread and at any moment."""
+
+    def __init__(self) -> None:
+        self.asked: _Asked = {}
+        self._forget_threads()
+        forget_in_child(self)
+
+    def _forget_threads(self) -> None:
+        self._lock = threading.RLock()
+
+    def swap(self, before: _Asked, after: _Asked) -> bool:
+        """Be told *after* if what was told is still *before*; tell whether it was."""
+        try:
+            self._lock.acquire()
+            done = self.asked is before
+            if done:
+                self.asked = after
+            self._lock.release()
+        except BaseException:
+            disown(self._lock)
+            raise
+        return done
+
+
+_configured = _Configured()
 
 
 def default_breaker() -> MemoryCircuitBreaker:
@@ -47,14 +76,13 @@ def default_breaker() -> MemoryCircuitBreaker:
     Raises:
         ValueError: One of these holds a wrong value; the text names it.
     """
-    if _made:
-        return _made[0]
-    with _lock:
-        if not _made:
-            if settings().arenas != "keep":
-                limit_arenas()
-            _made.append(MemoryCircuitBreaker(**_arguments()))
-        return _made[0]
+    found = _made.get("default")
+    if found is not None:
+        return found
+    # Without a lock: a signal handler or finalizer may ask in the midst of this. The first that is done is the one.
+    if settings().arenas != "keep":
+        limit_arenas()
+    return _made.setdefault("default", MemoryCircuitBreaker(**_arguments()))
 
 
 def configure(
@@ -82,11 +110,21 @@ def configure(
         "mode": mode,
     }
     breaker = default_breaker()
-    with _lock:
-        told = _told | {name: value for name, value in given.items() if value is not _UNSET}
-        breaker._apply(make_config(**(_defaults() | told), sampler=None))
-        _told.update(told)
-    return breaker
+    while True:
+        before = _configured.asked
+        after = {**before, **{name: value for name, value in given.items() if value is not _UNSET}}
+        _config(after)
+        if _configured.swap(before, after):
+            break
+    while True:  # whoever comes last applies what was told last
+        asked = _configured.asked
+        breaker._apply(_config(asked))
+        if _configured.asked is asked:
+            return breaker
+
+
+def _config(asked: _Asked) -> Config:
+    return make_config(**{**_defaults(), **asked}, sampler=None)
 
 
 @overload
@@ -117,7 +155,7 @@ def acquire(nbytes: ByteSize, *, timeout: float | None = 0.0) -> Reservation:
 
 
 def _arguments() -> dict[str, Any]:
-    return _defaults() | _told
+    return {**_defaults(), **_configured.asked}
 
 
 def _defaults() -> dict[str, Any]:

@@ -434,7 +434,8 @@ class Desk:
         while self.dropped:
             try:
                 grant = self.dropped[0]
-                self.leave(grant)
+                if hasattr(grant, "around"):  # set last: else its reservation was dropped while it was made
+                    self.leave(grant)
                 self.dropped.remove(grant)
             except (IndexError, ValueError):
                 continue  # another thread was at the same one

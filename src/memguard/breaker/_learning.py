@@ -308,6 +308,7 @@ class Gate:
         """Note that *call* has ended; learn from it."""
         record = call.record
         record.calls += 1
+        call.runs = False
         running = self._runs()
         measured = (call.alone or not call.small) and self._fold(running)
         self._running.pop(id(call), None)
@@ -426,7 +427,8 @@ class Gate:
             contained(lambda: block.__exit__(None, None, None), what="meter")
 
 
-_inside: contextvars.ContextVar[bool] = contextvars.ContextVar("memguard_learned_call", default=False)
+_inside: contextvars.ContextVar[weakref.ref[Call] | None] = contextvars.ContextVar("memguard_learned_call", default=None)
+"""The call around here. Where an exception of a signal handler kept it from being reset, it has ended all the same."""
 
 
 class LearnedReservation:
@@ -447,7 +449,7 @@ class LearnedReservation:
         self._timeout = timeout
         self._call: Call | None = None
         self._reservation: Reservation | None = None
-        self._token: contextvars.Token[bool] | None = None
+        self._token: contextvars.Token[weakref.ref[Call] | None] | None = None
 
     def __enter__(self) -> Self:
         if self._timeout != 0 and in_event_loop():
@@ -481,7 +483,7 @@ class LearnedReservation:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.deactivate()
-        call, self._call = self._call, None
+        call = self._call
         try:
             if call is not None and call.runs:
                 # A generator that is closed early has done what it did.
@@ -491,6 +493,7 @@ class LearnedReservation:
             if self._reservation is not None:
                 self._reservation.release()
             if call is not None:
+                call.runs = False
                 self._gate.left(call)
 
     async def __aexit__(
@@ -502,7 +505,8 @@ class LearnedReservation:
         """Make it the one around what runs now."""
         assert self._reservation is not None
         self._reservation.activate()
-        self._token = _inside.set(True)
+        if self._call is not None:
+            self._token = _inside.set(weakref.ref(self._call))
 
     def deactivate(self) -> None:
         """Undo :meth:`activate`."""
@@ -515,7 +519,9 @@ class LearnedReservation:
 
     def _begin(self) -> Call | None:
         """Return the call, or None where it runs inside another one."""
-        if _inside.get():
+        around = _inside.get()
+        outer = None if around is None else around()
+        if outer is not None and outer.runs:
             return None
         asked = features(*self._arguments)
         self._arguments = ((), {})  # what the function got is not ours to keep alive
@@ -564,7 +570,7 @@ class LearnedReservation:
             contained(lambda: self._gate.begin(call), what="measuring")
 
     def _undo(self) -> None:
-        call, self._call = self._call, None
+        call = self._call
         if self._reservation is not None:
             self._reservation.release()
         if call is not None:

@@ -83,6 +83,8 @@ class Readings:
         self.on_change: Signal[BreakerChange] = Signal(f"{name}.on_change")
         self.on_idle: Callable[[int], object] = lambda kept_bytes: None  # noqa: ARG005
         """Told what the allocator keeps in a reading that sees nobody hold bytes."""
+        self.running_bytes: Callable[[], int] = lambda: desk.reserved_bytes
+        """Returns what is booked for others than those who wait."""
         self.opened = 0
         self.stuck = 0
         self._numbers = itertools.count(1)
@@ -257,12 +259,14 @@ class Readings:
         desk = self.desk
         kept = _kept_bytes(usage, begun.heap)
         reserved = desk.reserved_bytes
+        # What those hold who only wait for more keeps nobody from finding it stuck.
+        running = self.running_bytes() if reserved and before.circuit.state is State.OPEN else reserved
         circuit = next_circuit(
             before.circuit,
             told.load_bytes(usage.used_bytes, kept),
             told,
             now,
-            reserved_bytes=reserved,
+            reserved_bytes=running,
             finished=desk.finished,
             step_seconds=self.config.check_interval,
         )
@@ -383,7 +387,10 @@ def _note(before: View, after: View) -> Note | None:
 def _kept_bytes(usage: MemoryUsage, heap: HeapCounts | None) -> int:
     if usage.malloc_free_bytes is not None:
         return min(usage.malloc_free_bytes, usage.anon_bytes)
-    return 0 if heap is None else heap.kept_bytes(usage.anon_bytes)
+    # Where addresses are limited, the reading leaves out already what the allocator holds free.
+    if heap is None or usage.source.startswith("rlimit"):
+        return 0
+    return heap.kept_bytes(usage.anon_bytes)
 
 
 def _sampler(config: Config) -> Sampler:

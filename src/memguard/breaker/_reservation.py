@@ -70,7 +70,8 @@ class Reservation:
         grant.asked_bytes = nbytes
         grant.nbytes = grant.drawn_bytes = grant.state = 0
         grant.on_ramp = False
-        grant.outer = grant.around = None
+        grant.outer = None
+        grant.around = None  # the last: see Desk.sweep
 
     @property
     def nbytes(self) -> int:
