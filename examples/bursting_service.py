@@ -23,8 +23,10 @@ async def handle(need: int, patience: float) -> tuple[int, dict[str, str]]:
             body = await asyncio.to_thread(bytearray, need)  # the work, and its memory
             await asyncio.sleep(0.01)
             return 200, {"Content-Length": str(len(body))}
+    except memguard.ReservationTooLargeError:
+        return 413, {}
     except memguard.MemoryCircuitBreakerError as error:
-        return 503, {"Retry-After": str(max(1, round(error.retry_after)))}
+        return 503, {"Retry-After": str(max(1, round(error.retry_after or 1)))}
 
 
 async def burst(requests: int, need: int, patience: float) -> Counter[int]:
@@ -43,7 +45,7 @@ def main() -> None:
     options = parser.parse_args()
     breaker = memguard.configure(limit=options.limit)  # early: it limits glibc's arenas, too
     counts = asyncio.run(burst(options.requests, options.need, options.patience))
-    print(f"200: {counts[200]}, 503: {counts[503]}")
+    print(f"200: {counts[200]}, 413: {counts[413]}, 503: {counts[503]}")
     print(breaker.describe())
 
 

@@ -27,9 +27,9 @@ def memory_is(used: float) -> None:
 
 
 def rows(count: int) -> Iterator[int]:
-    """Yield rows; halfway something else takes the memory."""
+    """Yield rows; just after half of them something else takes the memory."""
     for row in range(count):
-        if row == count // 2:
+        if row == count // 2 + 1:
             memory_is(0.9)
         yield row
 

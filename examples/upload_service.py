@@ -148,6 +148,8 @@ class Service:
 async def refuse(_request: Request, error: Exception) -> Response:
     """Answer that memory is short; before the body was read."""
     assert isinstance(error, memguard.MemoryCircuitBreakerError)
+    if error.retry_after is None:  # it can never fit
+        return JSONResponse({"error": "too large for this server"}, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
     headers = {"Retry-After": str(max(1, round(error.retry_after))), "Connection": "close"}
     return JSONResponse({"error": "memory is short"}, HTTPStatus.SERVICE_UNAVAILABLE, headers)
 

@@ -13,8 +13,12 @@ import pytest
 EXAMPLES = Path(__file__).parent.parent / "examples"
 RUNS = [
     pytest.param("csv_in_chunks", ["--rows", "25000"], "25,000 rows done", id="a table in chunks"),
-    pytest.param("bursting_service", ["--patience", "60"], "200: 100, 503: 0", id="requests that wait are all served"),
-    pytest.param("bursting_service", ["--need", "1 GiB"], "200: 0, 503: 100", id="what cannot fit gets a 503"),
+    pytest.param(
+        "bursting_service", ["--patience", "60"], "200: 100, 413: 0, 503: 0", id="requests that wait are all served"
+    ),
+    pytest.param(
+        "bursting_service", ["--need", "1 GiB"], "200: 0, 413: 100, 503: 0", id="what can never fit gets a 413"
+    ),
     pytest.param("worker_pool", ["--jobs", "40"], "40 jobs done", id="more threads than fit at once"),
     pytest.param("find_a_leak", [], "__main__.SESSIONS: +", id="a leak found and explained"),
     pytest.param("caching", [], "of look-ups found", id="three caches"),

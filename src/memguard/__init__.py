@@ -19,11 +19,16 @@ if TYPE_CHECKING:
     from memguard.breaker import BreakerChange as BreakerChange
     from memguard.breaker import BreakerMode as BreakerMode
     from memguard.breaker import BreakerStatistics as BreakerStatistics
+    from memguard.breaker import CostOverrun as CostOverrun
+    from memguard.breaker import LearnedCost as LearnedCost
     from memguard.breaker import MemoryCircuitBreaker as MemoryCircuitBreaker
     from memguard.breaker import Reservation as Reservation
+    from memguard.breaker import acquire as acquire
+    from memguard.breaker import check as check
     from memguard.breaker import configure as configure
     from memguard.breaker import default_breaker as default_breaker
     from memguard.breaker import guard as guard
+    from memguard.breaker import reserve as reserve
     from memguard.caching import CachedFunction as CachedFunction
     from memguard.caching import CacheInfo as CacheInfo
     from memguard.caching import CacheStatistics as CacheStatistics
@@ -38,6 +43,7 @@ if TYPE_CHECKING:
     from memguard.errors import MemguardError as MemguardError
     from memguard.errors import MemoryCircuitBreakerError as MemoryCircuitBreakerError
     from memguard.errors import MissingChunksError as MissingChunksError
+    from memguard.errors import ReservationTooLargeError as ReservationTooLargeError
     from memguard.errors import SamplingError as SamplingError
     from memguard.errors import UnsafeNameError as UnsafeNameError
     from memguard.errors import UploadConflictError as UploadConflictError
@@ -102,11 +108,16 @@ _HOMES = {
         "BreakerChange",
         "BreakerMode",
         "BreakerStatistics",
+        "CostOverrun",
+        "LearnedCost",
         "MemoryCircuitBreaker",
         "Reservation",
+        "acquire",
+        "check",
         "configure",
         "default_breaker",
         "guard",
+        "reserve",
     ),
     "memguard.caching": (
         "CacheInfo",
@@ -125,6 +136,7 @@ _HOMES = {
         "MemguardError",
         "MemoryCircuitBreakerError",
         "MissingChunksError",
+        "ReservationTooLargeError",
         "SamplingError",
         "UnsafeNameError",
         "UploadConflictError",

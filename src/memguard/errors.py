@@ -28,7 +28,7 @@ class MemoryCircuitBreakerError(MemguardError):
         usage: What the breaker saw when it decided. (``memory_usage`` is the same.)
         requested_bytes: What was asked for; 0 for a plain check.
         reserved_bytes: What others hold reserved.
-        retry_after: Earliest useful moment to try again, in seconds from now.
+        retry_after: Earliest useful moment to try again, in seconds from now; None where that is never.
         line_bytes: The line that use and reservations may not cross; None where it is not known.
     """
 
@@ -37,7 +37,7 @@ class MemoryCircuitBreakerError(MemguardError):
         usage: MemoryUsage,
         requested_bytes: int = 0,
         reserved_bytes: int = 0,
-        retry_after: float = 1.0,
+        retry_after: float | None = 1.0,
         line_bytes: int | None = None,
     ) -> None:
         super().__init__(usage, requested_bytes, reserved_bytes, retry_after, line_bytes)
@@ -63,9 +63,17 @@ class MemoryCircuitBreakerError(MemguardError):
         )
 
     def _advice(self) -> str:
-        if self.line_bytes is not None and self.requested_bytes > self.line_bytes:
+        if self.retry_after is None:
             return "this can never fit: ask for less, or raise the limit"
         return f"try again in {self.retry_after:.3g} s"
+
+
+class ReservationTooLargeError(MemoryCircuitBreakerError):
+    """
+    What was asked for can never fit, whatever others give back: ``retry_after`` is None.
+
+    To a client of a web service it is 413, not 503.
+    """
 
 
 class ChunksRefusedError(MemoryCircuitBreakerError):

@@ -10,13 +10,17 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from memguard.forking import forget_in_child
+from memguard.turns import Claim, Turn, disown
+
 _T = TypeVar("_T")
+_R = TypeVar("_R")
 _log = logging.getLogger("memguard")
 
 
 class Signal(Generic[_T]):
     """
-    A list of callbacks for one kind of event.
+    A list of callbacks for one kind of event. Connect and disconnect from any thread, and at any moment.
 
     A callback runs in the thread that noticed the change, one event after the other, and is kept until it is
     disconnected. One that raises is logged; the others still hear of the event.
@@ -24,7 +28,9 @@ class Signal(Generic[_T]):
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._listeners: tuple[Callable[[_T], object], ...] = ()
+        self._lock = threading.RLock()
+        self._listeners: tuple[_Listener[_T], ...] = ()
+        forget_in_child(self)
 
     def connect(self, callback: Callable[[_T], object]) -> Callable[[], None]:
         """
@@ -38,32 +44,47 @@ class Signal(Generic[_T]):
         """
         if not callable(callback):
             raise TypeError(f"{callback!r} cannot be called; connect a function of one event")
-
         # Its own cell: the same function connected twice is heard twice and disconnected one by one.
-        def listener(event: _T) -> object:
-            return callback(event)
-
-        listener.__wrapped__ = callback  # type: ignore[attr-defined]
-        self._listeners = (*self._listeners, listener)
-
-        def disconnect() -> None:
-            self._listeners = tuple(kept for kept in self._listeners if kept is not listener)
-
-        return disconnect
+        mine = _Listener(callback)
+        self._change(lambda listeners: (*listeners, mine))
+        return lambda: self._change(lambda listeners: tuple(kept for kept in listeners if kept is not mine))
 
     def announce(self, event: _T) -> None:
         """Tell every listener of *event*."""
         for listener in self._listeners:
+            contained(listener.callback, event, what=f"{self._name}: listener")
+
+    def _change(self, changed: Callable[[tuple[_Listener[_T], ...]], tuple[_Listener[_T], ...]]) -> None:
+        while True:
+            before = self._listeners
+            after = changed(before)
+            # A straight line: neither a signal handler nor a finalizer that connects comes in between.
             try:
-                listener(event)
-            except Exception:
-                # A broken dashboard must not stop the guard: say so, go on.
-                _log.exception("%s: listener %r failed", self._name, listener.__wrapped__)  # type: ignore[attr-defined]
+                self._lock.acquire()
+                done = self._listeners is before
+                if done:
+                    self._listeners = after
+                self._lock.release()
+            except BaseException:
+                disown(self._lock)
+                raise
+            if done:
+                return
+
+    def _forget_threads(self) -> None:
+        self._lock = threading.RLock()
+
+
+class _Listener(Generic[_T]):
+    __slots__ = ("callback",)
+
+    def __init__(self, callback: Callable[[_T], object]) -> None:
+        self.callback = callback
 
 
 class Outbox(Generic[_T]):
     """
-    Events on their way to listeners: put in under somebody's lock, handed out without it, in order, one at a time.
+    Events on their way to listeners: put in at any moment, handed out without a lock, in order, one at a time.
 
     Args:
         tell: Hears of each event, in whichever thread is at it.
@@ -72,7 +93,7 @@ class Outbox(Generic[_T]):
     def __init__(self, tell: Callable[[_T], object]) -> None:
         self._tell = tell
         self._events: deque[_T] = deque()
-        self._telling = threading.Lock()
+        self._turn = Turn()
 
     def put(self, event: _T) -> None:
         """Keep *event* for :meth:`deliver`."""
@@ -81,10 +102,34 @@ class Outbox(Generic[_T]):
     def deliver(self) -> None:
         """Hand out what there is, unless another thread is at it: then that one goes on with ours."""
         while self._events:
-            if not self._telling.acquire(blocking=False):
-                return
+            claim = Claim(self._turn)
             try:
+                if not claim.take():
+                    return
                 while self._events:
                     self._tell(self._events.popleft())
             finally:
-                self._telling.release()
+                claim.give_back()
+
+
+def contained(fn: Callable[..., _R], *args: object, what: str) -> _R | None:
+    """
+    Call *fn*, somebody else's code; where it raises, log that and return None.
+
+    ``SystemExit`` and a task's cancellation that it lets out concern its own work, not whoever tells it something.
+    Only ``KeyboardInterrupt`` passes: that is a person at a keyboard, who means the program.
+    """
+    try:
+        return fn(*args)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        _log_failure(what, fn)
+        return None
+
+
+def _log_failure(what: str, fn: object) -> None:
+    try:
+        _log.exception("%s %r failed", what, fn)
+    except Exception:  # noqa: BLE001, S110, RUF100 - a broken log handler or repr must not do what fn may not
+        pass

@@ -73,7 +73,7 @@ def _whole_bytes(value: Any) -> int:
         raise TypeError(f"{value!r} is not a size; write bytes as an int, or text such as '512 MiB'") from None
     if size < 0:
         raise ValueError(f"{size} is negative; a size is 0 bytes or more")
-    return size
+    return int.__pos__(size)  # a plain int, whatever subclass of it came in
 
 
 def format_bytes(n: int) -> str:

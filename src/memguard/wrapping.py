@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import types
 from collections.abc import AsyncGenerator, Callable, Generator
 from types import TracebackType
 from typing import Any, Literal, Protocol, TypeAlias
@@ -55,17 +56,21 @@ def kind_of(fn: Callable[..., Any]) -> Kind:
     return "plain"
 
 
-def wrap(fn: Callable[..., Any], surround: Surround, *, plain: Callable[..., Any] | None = None) -> Any:
+def wrap(fn: Callable[..., Any], surround: Surround, *, plain: Callable[[Any], Any] | None = None) -> Any:
     """
     Return *fn*, each call of which runs inside what *surround* makes for it.
 
-    A generator is entered at its first step and left when it is exhausted or closed.
+    A generator is entered at its first step and left when it is exhausted or closed. A plain function that returns
+    something which is only begun (a coroutine, a future or task, a generator) is left when that is over. Of a
+    ``staticmethod`` or ``classmethod`` the function is wrapped.
 
     Args:
         fn: Any of the four kinds of function.
         surround: Called with the arguments of the call.
-        plain: Takes the wrapper's place where *fn* is a plain function.
+        plain: Makes what takes the wrapper's place where *fn* is a plain function, from that wrapper.
     """
+    if isinstance(fn, (staticmethod, classmethod)):
+        return type(fn)(wrap(fn.__func__, surround, plain=plain))
     make = {
         "plain": _plain,
         "coroutine": _coroutine,
@@ -73,24 +78,77 @@ def wrap(fn: Callable[..., Any], surround: Surround, *, plain: Callable[..., Any
         "async generator": _async_generator,
     }
     kind = kind_of(fn)
-    wrapper = plain if plain is not None and kind == "plain" else make[kind](fn, surround)
+    wrapper = make[kind](fn, surround)
+    if plain is not None and kind == "plain":
+        wrapper = plain(wrapper)
     return functools.update_wrapper(wrapper, fn)
 
 
 def _plain(fn: Any, surround: Surround) -> Any:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        with surround(args, kwargs):
-            return fn(*args, **kwargs)
+        held = surround(args, kwargs)
+        held.__enter__()
+        try:
+            held.activate()
+            try:
+                result = fn(*args, **kwargs)
+            finally:
+                held.deactivate()
+        except BaseException as error:
+            held.__exit__(type(error), error, error.__traceback__)
+            raise
+        if _is_begun(result):
+            return _until_over(result, held)
+        held.__exit__(None, None, None)
+        return result
 
     return wrapper
+
+
+def _is_begun(result: object) -> bool:
+    """Tell whether *result* is work that is only begun. Looks at its type alone: no code of its own runs."""
+    kind = type(result)
+    return hasattr(kind, "__await__") or hasattr(kind, "add_done_callback") or kind in _GENERATORS
+
+
+_GENERATORS = (types.GeneratorType, types.AsyncGeneratorType, types.CoroutineType)
+
+
+def _until_over(result: Any, held: Around) -> Any:
+    """Return *result*, or what stands for it, so that *held* is left when it is over."""
+    if hasattr(type(result), "add_done_callback"):  # a future or a task: others may wait for it as well
+        result.add_done_callback(lambda _: held.__exit__(None, None, None))
+        return result
+    entered = _Entered(held)
+    if isinstance(result, types.GeneratorType):
+        return _generator(lambda: result, lambda _args, _kwargs: entered)()
+    if isinstance(result, types.AsyncGeneratorType):
+        return _async_generator(lambda: result, lambda _args, _kwargs: entered)()
+    return _awaited(lambda: result, held)
 
 
 def _coroutine(fn: Any, surround: Surround) -> Any:
     async def wrapper(*args: Any, **kwargs: Any) -> Any:
-        async with surround(args, kwargs):
-            return await fn(*args, **kwargs)
+        held = surround(args, kwargs)
+        await held.__aenter__()
+        return await _awaited(lambda: fn(*args, **kwargs), held)
 
     return wrapper
+
+
+async def _awaited(make: Callable[[], Any], held: Around) -> Any:
+    """Await what *make* returns inside of *held*, which is entered already; leave it at the end."""
+    try:
+        held.activate()
+        try:
+            result = await make()
+        finally:
+            held.deactivate()
+    except BaseException as error:
+        held.__exit__(type(error), error, error.__traceback__)
+        raise
+    held.__exit__(None, None, None)
+    return result
 
 
 def _generator(fn: Any, surround: Surround) -> Any:
@@ -150,3 +208,32 @@ def _async_generator(fn: Any, surround: Surround) -> Any:
                 await inner.aclose()
 
     return wrapper
+
+
+class _Entered:
+    """Stands for *held* where it is entered already."""
+
+    def __init__(self, held: Around) -> None:
+        self._held = held
+
+    def __enter__(self) -> Around:
+        return self._held
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._held.__exit__(kind, error, traceback)
+
+    async def __aenter__(self) -> Around:
+        return self._held
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._held.__exit__(kind, error, traceback)
+
+    def activate(self) -> None:
+        self._held.activate()
+
+    def deactivate(self) -> None:
+        self._held.deactivate()

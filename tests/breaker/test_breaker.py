@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import inspect
 import json
@@ -21,6 +22,7 @@ from memguard import (
     MemoryCircuitBreaker,
     MemoryCircuitBreakerError,
     MemoryUsage,
+    ReservationTooLargeError,
 )
 from memguard.breaker import _default as default
 from memguard.settings import settings
@@ -131,7 +133,7 @@ def test_while_one_relief_runs_no_other_is_started(monkeypatch):
             assert inside.wait(30)
 
     asyncio.run(main())
-    reliever = breaker._admission._reliever
+    reliever = breaker._relieving._thread
     go.set()
     reliever.join(30)
 
@@ -210,14 +212,27 @@ def test_an_error_of_the_function_passes_and_gives_back_its_place():
             breaker.execute(lambda: 1 / 0)
 
 
-def test_half_open_admits_a_ramp_and_not_a_herd():
+def half_open():
     breaker, sampler, clock = scripted(0.9)
     breaker.tick()
     sampler.then(0.5)
+    clock.advance(2)
     breaker.tick()
-    # The next readings are taken in the test only.
-    breaker._core.stale_at = float("inf")
-    breaker._core.refresh = lambda relieve=None: breaker._core.usage
+    assert breaker.state == "half-open"
+    return breaker, clock
+
+
+def crowd(breaker, count=50):
+    """Have *count* callers try at once; return those that were admitted, still held."""
+    held = []
+    for _ in range(count):
+        with contextlib.suppress(MemoryCircuitBreakerError):
+            held.append(breaker.acquire(MIB))
+    return held
+
+
+def test_half_open_admits_one_of_50_threads_at_one_moment():
+    breaker, _ = half_open()
     inside, go, refused = [], threading.Event(), []
 
     def work():
@@ -238,6 +253,43 @@ def test_half_open_admits_a_ramp_and_not_a_herd():
         thread.join(30)
 
     assert (len(inside), len(refused)) == (1, 49)
+
+
+def test_the_ramp_goes_up_with_time_however_many_ask():
+    breaker, clock = half_open()
+    held = crowd(breaker)
+    counts = [len(held)]
+
+    for _ in range(2):
+        clock.advance(1)
+        held += crowd(breaker)
+        counts.append(len(held))
+
+    assert (counts, breaker.state) == ([1, 2, 4], "half-open")
+    clock.advance(1)
+    assert len(crowd(breaker)) == 50
+    assert breaker.state == "closed"
+
+
+def test_the_ramp_goes_up_with_each_piece_of_work_that_ends():
+    breaker, _ = half_open()
+    counts = []
+
+    for _ in range(3):
+        held = crowd(breaker)
+        counts.append(len(held))
+        for each in held:
+            each.release()
+
+    assert counts == [1, 2, 4]
+    assert len(crowd(breaker)) == 50
+
+
+def test_readings_alone_do_not_open_the_ramp():
+    breaker, _ = half_open()
+    for _ in range(20):
+        breaker.tick()
+    assert len(crowd(breaker)) == 1
 
 
 def test_check_never_spends_a_permit_of_the_ramp():
@@ -400,7 +452,7 @@ def test_errors_survive_the_trip_from_a_worker():
 def test_what_can_never_fit_is_advised_otherwise():
     usage = MemoryUsage(1, 1, 10, 100, "test", 0.0)
 
-    assert "can never fit" in str(MemoryCircuitBreakerError(usage, 90, 0, 1.0, 80))
+    assert "can never fit" in str(ReservationTooLargeError(usage, 90, 0, None, 80))
 
 
 def test_the_default_breaker_is_one_object_that_is_changed_in_place():
@@ -492,7 +544,7 @@ def test_relief_can_be_switched_off_and_on(no_default_breaker, monkeypatch):
     collected = []
     monkeypatch.setattr("memguard.relief._relief.gc.collect", lambda: collected.append(1))
     breaker = memguard.configure(relief=False)
-    monkeypatch.setattr(breaker._core, "_sample", ScriptedSampler([0.9]))
+    monkeypatch.setattr(breaker._readings, "_sample", ScriptedSampler([0.9]))
 
     with pytest.raises(MemoryCircuitBreakerError):
         breaker.check()
@@ -554,15 +606,21 @@ def test_unguarded_refuses_what_is_no_size_as_a_breaker_does():
 def test_a_forked_child_does_not_wait_for_its_parents_threads():
     breaker, _, _ = scripted(0.5)
     child_code = 1
+    held_now, go = threading.Event(), threading.Event()
     with breaker.reserve(250 * MIB) as held:
-        breaker._core.lock.acquire()
+        hold = threading.Thread(
+            target=lambda: (breaker._desk.lock.acquire(), held_now.set(), go.wait(30), breaker._desk.lock.release())
+        )
+        hold.start()
+        assert held_now.wait(30)
         child = os.fork()
         if child == 0:
             child_code = 0 if breaker.allows(300 * MIB) else 2
             held.release()
             child_code = child_code or (0 if breaker.statistics().reserved_bytes == 0 else 3)
             os._exit(child_code)
-        breaker._core.lock.release()
+        go.set()
+        hold.join(30)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert not breaker.allows(300 * MIB)
 
@@ -604,13 +662,18 @@ def test_what_a_burst_left_with_the_allocator_is_given_back_once_nobody_holds_by
     assert breaker.state == "closed"
 
 
-def test_off_lets_everything_pass_and_neither_counts_nor_logs_nor_relieves(caplog):
-    breaker, _, _ = scripted(0.9, mode="off", relief=True)
+def test_off_lets_everything_pass_and_reads_counts_logs_and_relieves_nothing(caplog):
+    breaker, sampler, _ = scripted(0.9, mode="off", relief=True)
 
     with caplog.at_level(logging.DEBUG, "memguard"):
         breaker.check()
-        with breaker.reserve(5000 * MIB):
-            assert breaker.level is CRITICAL
+        with breaker.reserve(5000 * MIB) as held:
+            assert breaker.level is NORMAL
+            assert breaker.allows(9000 * MIB)
+            held.resize(6000 * MIB)
+            held.resize(MIB)
+        breaker.execute(int)
 
     counts = breaker.statistics()
-    assert (counts.refused, counts.relief_runs, caplog.records) == (0, 0, [])
+    assert (counts.admitted, counts.refused, counts.readings, counts.relief_runs) == (0, 0, 0, 0)
+    assert (counts.reserved_bytes, sampler.calls, caplog.records) == (0, 0, [])

@@ -17,6 +17,11 @@ FULL_OF_FREE_PAGES = MemoryUsage(
 )
 
 
+def always_later():
+    """A clock by which every reading is stale."""
+    return iter(range(10**9)).__next__
+
+
 def reserved(breaker):
     return breaker.statistics().reserved_bytes
 
@@ -192,8 +197,7 @@ def test_a_wait_ends_with_its_timeout_and_leaves_no_trace():
 
 
 def test_a_waiter_goes_in_when_memory_falls_and_nobody_releases():
-    breaker, sampler, _ = scripted(0.79)
-    breaker._core.clock = iter(range(10**9)).__next__  # every look is stale
+    breaker, sampler, _ = scripted(0.79, clock=always_later())
     entered = threading.Event()
 
     def work():
@@ -399,7 +403,7 @@ def test_random_threads_and_tasks_never_exceed_the_line_and_leak_nothing():
         thread.join(60)
 
     assert over == []
-    assert (reserved(breaker), breaker.statistics().waiting, breaker._admission._on_ramp) == (0, 0, 0)
+    assert (reserved(breaker), breaker.statistics().waiting, breaker._desk.on_ramp) == (0, 0, 0)
 
 
 def test_relief_runs_for_a_request_that_does_not_fit_whatever_the_level(monkeypatch):
@@ -615,22 +619,22 @@ def test_of_two_that_look_at_what_is_held_free_at_once_one_goes_in():
     def read():
         looks.append(1)
         if len(looks) == 3:  # while the first takes the reading that it would go in by
-            contextvars.Context().run(second.__enter__)
+            second.append(breaker.acquire(MIB))
         return kept(185, 0) if len(looks) == 1 else kept(170, 140)
 
-    breaker = MemoryCircuitBreaker(sampler=read, relief=False)
-    second = breaker.reserve(MIB)
+    breaker = MemoryCircuitBreaker(sampler=read, relief=False, clock=always_later())
+    breaker.tick()
+    second = []
 
     with pytest.raises(MemoryCircuitBreakerError):
         breaker.reserve(MIB).__enter__()
 
     assert reserved(breaker) == MIB
-    second.release()
+    second[0].release()
 
 
 def test_one_who_waits_goes_in_on_what_is_held_free_also_while_the_circuit_is_open():
-    breaker, sampler, _ = scripted(kept(185, 0))
-    breaker._core.clock = iter(range(10**9)).__next__  # every look is stale
+    breaker, sampler, _ = scripted(kept(185, 0), clock=always_later())
     states = []
 
     def work():
@@ -644,4 +648,4 @@ def test_one_who_waits_goes_in_on_what_is_held_free_also_while_the_circuit_is_op
     thread.join(SOON)
 
     assert states == ["open"]
-    assert (reserved(breaker), breaker._admission._on_ramp) == (0, 0)
+    assert (reserved(breaker), breaker._desk.on_ramp) == (0, 0)

@@ -74,4 +74,4 @@ def test_never_more_than_fits_and_nothing_leaks():
     print(f"{counts.admitted} admitted, {counts.refused} refused")
     assert not any(thread.is_alive() for thread in threads)
     assert race.over == 0
-    assert (counts.reserved_bytes, counts.waiting, race.breaker._admission._on_ramp) == (0, 0, 0)
+    assert (counts.reserved_bytes, counts.waiting, race.breaker._desk.on_ramp) == (0, 0, 0)

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memguard import AdaptiveBatchSize, Level
-from memguard.policy import LearnedCost
 from memguard.settings import settings
 
 NORMAL, WARNING, CRITICAL = Level
@@ -61,46 +60,6 @@ def test_the_size_is_always_one_of_the_steps(story, steps):
         assert batch.size in ladder
         if step is CRITICAL:
             assert batch.size == ladder[-1]
-
-
-def test_an_unknown_cost_books_more_than_half_of_the_room():
-    assert LearnedCost().booked_bytes(200 * MIB) == 100 * MIB + 1
-
-
-def test_trust_grows_with_each_measurement():
-    cost, booked = LearnedCost(), []
-    for _ in range(3):
-        cost = cost.measured(10 * MIB, 10 * MIB)
-        booked.append(cost.booked_bytes(1000 * MIB) / MIB)
-
-    assert booked == [40, 20, 12.5]
-
-
-def test_a_learned_cost_above_the_room_is_tried_alone():
-    assert LearnedCost(5, 900 * MIB).booked_bytes(200 * MIB) == 200 * MIB
-    assert LearnedCost(5, 0).booked_bytes(0) == 1
-
-
-def test_a_call_that_reused_free_pages_does_not_make_the_next_look_cheap():
-    cost = LearnedCost(3, 16 * MIB)
-
-    assert cost.measured(0, 20 * MIB).nbytes == 16 * MIB
-    assert cost.measured(0, 0).nbytes == 15 * MIB
-
-
-@given(st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 1000))))
-def test_the_cost_covers_the_last_call_and_never_leaves_what_was_seen(calls):
-    cost, most = LearnedCost(), 0
-    for low, more in calls:
-        cost = cost.measured(low, low + more)
-        most = max(most, low)
-        assert low <= cost.nbytes <= most
-    assert cost.samples == len(calls)
-
-
-def test_every_early_call_is_measured_and_later_one_in_sixteen():
-    assert all(LearnedCost(samples=7).wants(call) for call in range(40))
-    assert sum(LearnedCost(samples=8).wants(call) for call in range(160)) == 10
 
 
 def test_a_batch_size_shows_its_steps():

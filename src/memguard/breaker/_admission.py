@@ -1,32 +1,33 @@
 """
-Who gets bytes, and who waits: first come, first served, threads and tasks in one line.
+How somebody gets bytes: the order of attempts, told once.
 
-Bytes are booked for a waiter before it is woken, so nobody can overtake it. A waiter that gives up after that gives
-them back. The head of the line takes readings while it waits; the others sleep until they are the head.
+1. What the last reading leaves, if it is fresh.
+2. A new reading: what was given back is often still in the last one.
+3. Relief and a new reading.
+4. Pages that the allocator holds free: one at a time, since which thread's arena holds them is not known.
+5. The queue, as long as the caller waits.
+
+While the circuit is open, the last reading stands until it is stale: a refusal is cheap, and a herd moves nothing.
 """
 
 from __future__ import annotations
 
-import contextlib
-import sys
-import threading
 import time
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from memguard.breaker._core import Core, seconds_left
-from memguard.errors import MemoryCircuitBreakerError
-from memguard.policy import Ledger, State
-from memguard.relief import Relief, tops
-from memguard.sampling import Sampler
+from memguard.breaker._desk import HELD, Desk, Grant
+from memguard.breaker._queue import Queue, ThreadBell, Waiter, in_event_loop
+from memguard.breaker._readings import Readings
+from memguard.breaker._relieving import Relieving
+from memguard.errors import MemoryCircuitBreakerError, ReservationTooLargeError
+from memguard.policy import State
+from memguard.relief import tops
+from memguard.signals import contained
 from memguard.values import MemoryUsage
 
 if TYPE_CHECKING:
-    from memguard.breaker._loop import LoopEvent
+    from memguard.breaker._loop import LoopBell
 
-_LONGEST_POLL_SECONDS = 0.25
 _LINGER_SECONDS = 1.0
 """
 Beside 40 busy threads one waits up to half a second for the interpreter. By then a thread that left its reservation
@@ -34,487 +35,277 @@ has freed what it held, or keeps it.
 """
 _RELIEFS = 16
 """How often one caller relieves before it is refused, where each helps."""
-_SLACK = 32
-"""Caches give so small a part of the line more than is asked for, so that not each reservation has to ask."""
-_TIDY_BYTES = 8 * 1024**2
-_CLOSED = State.CLOSED  # looked up at each reservation
-
-
-@dataclass(slots=True)
-class Grant:
-    """Bytes booked in a ledger, and perhaps a place on the ramp."""
-
-    nbytes: int
-    ledger: Ledger
-    on_ramp: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class _Waiter:
-    nbytes: int
-    wake: Callable[[], object]
-    nested: bool
-    grant: Grant | None = field(default=None)
 
 
 class Admission:
-    """Books bytes in the core's ledger, and keeps the waiting line."""
+    """Has bytes booked for those who ask, one attempt after the other."""
 
-    def __init__(self, core: Core, relief: Relief) -> None:
-        self._core = core
-        self.relief = relief
-        self.admitted = 0
-        self.refused = 0
-        self._asked_bytes = 0  # by the last that did not fit: what relief in another thread goes by
-        # Reservations that were dropped without being left: a finalizer may run inside any locked part, so it only
-        # puts them here.
-        self.dropped: deque[Grant] = deque()
-        core.on_idle = self._tidy
-        self.forget_threads()
+    def __init__(self, desk: Desk, readings: Readings, queue: Queue, relieving: Relieving) -> None:
+        self._desk = desk
+        self._readings = readings
+        self._queue = queue
+        self._relieving = relieving
 
-    def forget_threads(self) -> None:
-        """Begin anew without what other threads held."""
-        self._line: deque[_Waiter] = deque()
-        self._on_ramp = 0
-        self._reliever: threading.Thread | None = None
+    # ----- asking without taking
 
-    @property
-    def waiting(self) -> int:
-        """Callers in line."""
-        return len(self._line)
-
-    def allows(self, nbytes: int) -> bool:
-        """Tell whether *nbytes* would be booked now."""
-        self._core.current()
-        with self._core.lock:
-            return not self._core.enforcing or (not self._line and self._fits(nbytes))
-
-    def room_bytes(self) -> int:
-        """Return what is left below the line if nobody holds any; never negative."""
-        usage = self._core.current()
-        with self._core.lock:
-            lines, ledger = self._core.lines, self._core.ledger
-            assert lines is not None
-            unreserved = ledger.counted_bytes(usage.used_bytes) - ledger.reserved_bytes
-            return max(0, lines.open - max(0, unreserved))
-
-    # ----- entering
-
-    def enter(self, nbytes: int, timeout: float | None, *, nested: bool = False) -> Grant:
+    def check(self) -> MemoryUsage:
         """
-        Book *nbytes*, waiting up to *timeout* seconds in this thread; None waits for ever.
+        Return the reading that new work may go by.
 
         Raises:
-            MemoryCircuitBreakerError: There was no room in time, or there can never be.
+            MemoryCircuitBreakerError: The circuit is open.
         """
-        core = self._core
-        grant = self._try(nbytes, nested) if core.clock() < core.stale_at else None
-        grant = grant or self._at_once(nbytes, nested)
-        if grant is not None:
-            return grant
-        self._asked_bytes = nbytes
-        if in_event_loop():
-            self.relieve_aside()
-        elif not self._line:
-            grant = self._after_relief(nbytes, nested)
-        grant = grant or self._reuse(nbytes)
-        if grant is not None:
-            return grant
-        if timeout == 0:
-            raise self._refusal(nbytes)
-        return self._wait(nbytes, timeout, nested)
+        readings, relieving = self._readings, self._relieving
+        if readings.config.mode == "off":
+            return readings.usage
+        if not readings.fresh:
+            readings.refresh(relieving.ahead)
+        if readings.refusing and relieving.worth_a_try and relieving.ahead(readings.sampler):
+            readings.read()
+        if readings.refusing:
+            raise self.refusal(0)
+        return readings.usage
 
-    async def aenter(self, nbytes: int, timeout: float | None, *, nested: bool = False) -> Grant:
-        """Book *nbytes* as :meth:`enter` does, without blocking the event loop."""
-        grant = self._at_once(nbytes, nested)
-        if grant is not None:
-            return grant
-        self._asked_bytes = nbytes
-        if not self._line and self.relief.due:
-            await self._relieved()
-            grant = self._after_reading(nbytes, nested)
-        grant = grant or self._reuse(nbytes)
-        if grant is not None:
-            return grant
-        if timeout == 0:
-            raise self._refusal(nbytes)
-        return await self._await(nbytes, timeout, nested)
-
-    def _at_once(self, nbytes: int, nested: bool) -> Grant | None:
-        usage = self._core.current(self._shrink_first())
-        with self._core.lock:
-            self._core.ledger.gone(threading.current_thread())
-        grant = self._try(nbytes, nested) or self._after_reading(nbytes, nested)
-        if grant is None and self._core.lines is not None and nbytes > self._core.lines.open:
-            raise self._refusal(nbytes, usage)
-        return grant
-
-    def _after_reading(self, nbytes: int, nested: bool) -> Grant | None:
-        self._read_again()
-        self._serve()
-        return self._try(nbytes, nested)
-
-    def _after_relief(self, nbytes: int, nested: bool) -> Grant | None:
-        """Relieve and try, again while it may help: another thread may have run it, or taken what came of it."""
-        for _ in range(_RELIEFS):
-            if not self.relief.attempt(self._read_used, wanted=self._wanted(nbytes)):
-                return None
-            grant = self._after_reading(nbytes, nested)
-            if grant is not None:
-                return grant
-        return None
-
-    def _read_again(self) -> None:
-        if self._core.circuit.state is _CLOSED:
-            # Of one's own: another thread's may have begun before the last caller gave its bytes back.
-            self._core.read(self._shrink_first())
-        else:
-            # Readings move the ramp: a herd shall not take one each.
-            self._core.refresh()
-
-    def _shrink_first(self) -> Callable[[Sampler], bool] | None:
-        """Return what relieves ahead of a reading that would open the circuit, if caches can still give way."""
-        return self.relieve if self.relief.caches_hold_bytes() else None
-
-    def _try(self, nbytes: int, nested: bool) -> Grant | None:
-        core = self._core
-        with core.lock:
-            if self.dropped:
-                self._free_dropped()
-            fits = self._fits(nbytes, nested)
-            if core.enforcing and (not fits or (self._line and not nested)):
-                return None
-            self.refused += not fits and core.config.mode == "observe"
-            return self._book(nbytes)
-
-    # ----- under the lock
-
-    def _fits(self, nbytes: int, nested: bool = False) -> bool:
-        core = self._core
-        state = core.circuit.state
-        if state is not _CLOSED and (state is State.OPEN or (self._on_ramp >= core.circuit.permits and not nested)):
-            return False
-        if nbytes == 0:
+    def allows(self, nbytes: int) -> bool:
+        """Tell whether *nbytes* would be booked now, after the same attempts as for booking them."""
+        desk, readings = self._desk, self._readings
+        if not desk.enforcing:
             return True
-        assert core.usage is not None
-        assert core.lines is not None
-        return core.ledger.fits(nbytes, core.usage.used_bytes, core.lines.open, core.lines.highest())
+        if readings.fresh and desk.fits(nbytes):
+            return True
+        if desk.fits(nbytes, in_turn=self._look_again()):
+            return True
+        for _ in range(self._reliefs(nbytes)):
+            if not self._relieving.here(nbytes):
+                break
+            if desk.fits(nbytes, in_turn=self._look_again(relieved=True)):
+                return True
+        return self._reusable(nbytes) and desk.reserved_bytes == 0 and desk.on_ramp == 0 and not desk.queue
 
-    def _book(self, nbytes: int) -> Grant:
-        core = self._core
-        on_ramp = core.circuit.state is not _CLOSED
-        self._on_ramp += on_ramp
-        core.ledger.book(nbytes)
-        self.admitted += 1
-        return Grant(nbytes, core.ledger, on_ramp)
+    # ----- taking
 
-    def _free(self, grant: Grant) -> None:
-        # A grant from before a fork belongs to the parent's ledger.
-        if grant.ledger is self._core.ledger:
-            grant.ledger.free(grant.nbytes)
-            self._on_ramp -= grant.on_ramp
-        grant.nbytes, grant.on_ramp = 0, False
-
-    def _free_dropped(self) -> None:
-        while self.dropped:
-            self._free(self.dropped.popleft())
-
-    def nothing(self) -> Grant:
-        """Return a grant of no bytes, for what another one covers."""
-        return Grant(0, self._core.ledger)
-
-    # ----- leaving
-
-    def leave(self, grant: Grant) -> None:
-        """Give back what *grant* booked, and see who can go on."""
-        core = self._core
-        with core.lock:
-            nbytes = grant.nbytes
-            self._free(grant)
-            if self._line and core.config.sampler is None and not in_event_loop():
-                core.ledger.linger(nbytes, threading.current_thread(), core.clock() + _LINGER_SECONDS)
-        if self._line:
-            # What was given back is often still in the last reading.
-            self._read_again()
-            self._serve()
-            self._wake_head()
-
-    def grow(self, grant: Grant, nbytes: int) -> None:
+    def enter(self, grant: Grant, timeout: float | None) -> None:
         """
-        Book *nbytes* more on *grant*, without waiting.
+        Book what *grant* asks for, waiting up to *timeout* seconds in this thread; None waits for ever.
+
+        Raises:
+            MemoryCircuitBreakerError: There was no room in time.
+            ReservationTooLargeError: There can never be.
+        """
+        if self._off(grant) or self._at_once(grant) or self._after_relief(grant) or self._reuse(grant):
+            return
+        if timeout == 0:
+            raise self.refusal(grant.asked_bytes)
+        self._wait(grant, timeout)
+
+    async def aenter(self, grant: Grant, timeout: float | None) -> None:
+        """Book what *grant* asks for as :meth:`enter` does, without blocking the event loop."""
+        if self._off(grant) or self._at_once(grant):
+            return
+        if await self._after_relief_elsewhere(grant) or self._reuse(grant):
+            return
+        if timeout == 0:
+            raise self.refusal(grant.asked_bytes)
+        await self._await(grant, timeout)
+
+    def grow(self, grant: Grant, nbytes: int) -> bool:
+        """
+        Have *grant* hold *nbytes* more, without waiting; tell whether it was held so that it could.
 
         Raises:
             MemoryCircuitBreakerError: They do not fit.
         """
-        more = self._try(nbytes, nested=True) or self._after_reading(nbytes, nested=True)
-        if more is None and not in_event_loop():
-            more = self._after_relief(nbytes, nested=True)
-        if more is None:
-            raise self._refusal(nbytes)
-        with self._core.lock:
-            # Grown by the bytes alone: the place on the ramp is held already.
-            self._on_ramp -= more.on_ramp
-            grant.nbytes += more.nbytes
+        desk = self._desk
+        if self._readings.config.mode == "off":
+            grant.asked_bytes += nbytes
+            return True
+        if self._readings.fresh and desk.grow(grant, nbytes):
+            return True
+        self._look_again()
+        for _ in range(self._reliefs(nbytes)):
+            if desk.grow(grant, nbytes):
+                return True
+            if grant.state != HELD or not self._relieving.here(nbytes):
+                break
+            self._look_again(relieved=True)
+        if desk.grow(grant, nbytes):
+            return True
+        if grant.state == HELD and grant.books is desk.books:
+            raise self.refusal(nbytes)
+        return False
 
-    def shrink(self, grant: Grant, nbytes: int) -> None:
-        """Give *nbytes* of *grant* back."""
-        with self._core.lock:
-            part = Grant(min(nbytes, grant.nbytes), grant.ledger)
-            grant.nbytes -= part.nbytes
-        self.leave(part)
+    def leave(self, grant: Grant) -> None:
+        """Give back what *grant* holds, and see who can go on. From wherever the interpreter happens to be."""
+        desk = self._desk
+        back = desk.leave(grant)
+        if desk.queue or desk.zeros:
+            self.gave_back(back)
 
-    # ----- waiting
+    def shrink(self, grant: Grant, size: int) -> int:
+        """Have *grant* hold *size* bytes instead of more; return how many are missing since others drew them."""
+        missing = self._desk.shrink(grant, size)
+        if not missing and (self._desk.queue or self._desk.zeros):
+            self.gave_back(0)
+        return missing
 
-    def _serve(self) -> None:
-        """Admit from the head of the line as far as there is room; wake whoever is concerned."""
-        woken: list[_Waiter] = []
-        with self._core.lock:
-            self._free_dropped()
-            while self._line and (not self._core.enforcing or self._fits(self._line[0].nbytes, self._line[0].nested)):
-                waiter = self._line.popleft()
-                waiter.grant = self._book(waiter.nbytes)
-                woken.append(waiter)
-            if woken and self._line:
-                woken.append(self._line[0])  # the new head begins to look
-        for waiter in woken:
-            self._wake(waiter)
+    def gave_back(self, nbytes: int) -> None:
+        """See who can go on, now that *nbytes* came back."""
+        readings = self._readings
+        if nbytes and readings.config.sampler is None and not in_event_loop():
+            readings.linger(nbytes, readings.clock() + _LINGER_SECONDS)
+        # What was given back is often still in the last reading.
+        self._look_again()
+        first = self._queue.first()
+        if first is not None:
+            contained(first.bell.ring, what="wake-up")
 
-    def _wake(self, waiter: _Waiter) -> None:
-        try:
-            waiter.wake()
-        except RuntimeError:
-            # Its event loop is closed: nobody will ever leave what was booked for it.
-            self._withdraw(waiter)
+    # ----- attempts
 
-    def _join(self, waiter: _Waiter) -> None:
-        with self._core.lock:
-            if waiter.nested and not self._fits(waiter.nbytes, nested=True):
-                # Its caller was admitted already, and what it holds comes back only when it can go on.
-                self._line.appendleft(waiter)
-            elif not waiter.nested and (self._line or not self._fits(waiter.nbytes)):
-                self._line.append(waiter)
-            else:
-                waiter.grant = self._book(waiter.nbytes)
-
-    def _withdraw(self, waiter: _Waiter) -> None:
-        """Take *waiter* out of the line; give back what was booked for it meanwhile."""
-        with self._core.lock:
-            if waiter.grant is not None:
-                self._free(waiter.grant)
-                waiter.grant = None
-            elif waiter in self._line:
-                self._line.remove(waiter)
-        # Whoever stood behind may fit, or is the head now and has to look.
-        self._serve()
-        self._wake_head()
-
-    def _wake_head(self) -> None:
-        """Let the head of the line look: it sleeps for ever if it was not the head when it lay down."""
-        head = self._head()
-        if head is not None:
-            self._wake(head)
-
-    def _head(self) -> _Waiter | None:
-        try:
-            return self._line[0]
-        except IndexError:
-            return None
-
-    def _pause(self, waiter: _Waiter, deadline: float | None) -> float | None:
-        """Return how long *waiter* may sleep; None until it is woken."""
-        left = seconds_left(deadline)
-        if self._head() is not waiter:
-            return left
-        until_stale = max(0.001, self._core.stale_at - self._core.clock())
-        poll = min(_LONGEST_POLL_SECONDS, until_stale)
-        return poll if left is None else min(poll, left)
-
-    def _wait(self, nbytes: int, timeout: float | None, nested: bool) -> Grant:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        event = threading.Event()
-        waiter = _Waiter(nbytes, event.set, nested)
-        if self._core.config.sampler is None:
-            tops.give_back_own()  # who waits shall not sit on free memory
-        self._join(waiter)
-        try:
-            while True:
-                grant = self._taken(waiter)
-                if grant is not None:
-                    return grant
-                if seconds_left(deadline) == 0:
-                    raise self._refusal(nbytes)
-                event.wait(self._pause(waiter, deadline))
-                event.clear()
-                if self._head() is waiter:
-                    self.relief.attempt(self._read_used, wanted=self._wanted(nbytes))
-                    self._look(waiter)
-        except BaseException:
-            self._withdraw(waiter)
-            raise
-
-    async def _await(self, nbytes: int, timeout: float | None, nested: bool) -> Grant:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        event = _loop_event()
-        waiter = _Waiter(nbytes, event.set, nested)
-        self._join(waiter)
-        try:
-            while True:
-                grant = self._taken(waiter)
-                if grant is not None:
-                    return grant
-                if seconds_left(deadline) == 0:
-                    raise self._refusal(nbytes)
-                await event.wait(self._pause(waiter, deadline))
-                event.clear()
-                if self._head() is waiter:
-                    self.relieve_aside()
-                    self._look(waiter)
-        except BaseException:
-            self._withdraw(waiter)
-            raise
-
-    def _taken(self, waiter: _Waiter) -> Grant | None:
-        """Take what was booked for *waiter*: from here on it is the caller's to leave."""
-        with self._core.lock:
-            grant, waiter.grant = waiter.grant, None
-            return grant
-
-    def _look(self, waiter: _Waiter) -> None:
-        """As the head of the line: read again, admit who fits, or try what the allocator holds free."""
-        self._core.refresh()
-        self._serve()
-        if self._head() is waiter:
-            grant = self._reuse(waiter.nbytes, head=waiter)
-            if grant is not None:
-                waiter.grant = grant
-                self._wake_head()
-
-    # ----- relief
-
-    def relieve(self, sample: Sampler) -> bool:
-        """Run relief in this thread if it may; tell whether a new reading is worth taking."""
-        if in_event_loop():
-            self.relieve_aside()
+    def _off(self, grant: Grant) -> bool:
+        if self._readings.config.mode != "off":
             return False
-        return self.relief.attempt(lambda: sample().used_bytes, wanted=self._wanted(0))
+        grant.state, grant.books = HELD, None  # of nothing: it stands in no books
+        return True
 
-    def relieve_aside(self) -> threading.Thread | None:
-        """Run relief in a thread of its own, and a reading after it, if it is due and none is running."""
-        if not self.relief.due:
-            return self._reliever
-        return self._relieve_in_thread(self._relieve_here)
+    def _at_once(self, grant: Grant) -> bool:
+        if self._readings.fresh and self._desk.admit(grant):
+            return True
+        self._readings.gone_on()
+        if self._after_reading(grant):
+            return True
+        lines = self._desk.view.lines
+        if lines is not None and self._desk.enforcing and grant.asked_bytes > lines.open:
+            raise self.refusal(grant.asked_bytes)
+        return False
 
-    def _relieve_in_thread(self, relieve: Callable[[], object]) -> threading.Thread:
-        running = self._reliever
-        if running is not None and running.is_alive():
-            return running
-        thread = self._reliever = threading.Thread(target=relieve, name="memguard-relief", daemon=True)
-        thread.start()
-        return thread
+    def _after_reading(self, grant: Grant, *, relieved: bool = False) -> bool:
+        return self._desk.admit(grant, in_turn=self._look_again(relieved=relieved))
 
-    def _tidy(self, kept_bytes: int) -> None:
-        """Give back, in a thread of its own, what a burst left with the allocator, once nobody holds bytes."""
-        if kept_bytes >= _TIDY_BYTES and not self._line and self.relief.tidy_due:
-            self._relieve_in_thread(lambda: self.relief.attempt(self._read_used, tidy=True))
+    def _look_again(self, *, relieved: bool = False) -> bool:
+        """Take a reading if one may tell something new; tell whether nobody is there to wait for bytes."""
+        readings = self._readings
+        if not readings.fresh:
+            readings.refresh(self._relieving.first())
+        elif relieved or self._desk.view.circuit.state is State.CLOSED:
+            # Of one's own: another thread's may have begun before the last caller gave its bytes back.
+            readings.read(self._relieving.first())
+        return self._queue.serve()
 
-    def _wanted(self, nbytes: int) -> Callable[[int], int]:
-        """Return what tells how many bytes are too many while *nbytes* are asked for."""
+    def _may_relieve(self, nbytes: int) -> bool:
+        """Tell whether relief may help: those who wait see to it themselves, and once a reading while open."""
+        if self._desk.queue or not (nbytes or self._readings.refusing):
+            return False
+        return self._desk.view.circuit.state is State.CLOSED or self._relieving.worth_a_try
 
-        def wanted(used_bytes: int) -> int:
-            core = self._core
-            lines = core.lines_now()
-            with core.lock:
-                counted = core.ledger.counted_bytes(used_bytes)
-            too_many = counted + nbytes - lines.open if nbytes else 0
-            if too_many > 0:
-                too_many += lines.open // _SLACK
-            return max(too_many, used_bytes - lines.close) if used_bytes >= lines.open else too_many
+    def _reliefs(self, nbytes: int) -> int:
+        """Return how often relief may be tried in this thread."""
+        if not self._may_relieve(nbytes):
+            return 0
+        if in_event_loop():
+            self._relieving.aside(nbytes)
+            return 0
+        return _RELIEFS
 
-        return wanted
+    def _after_relief(self, grant: Grant) -> bool:
+        """Relieve and try, again while it may help: another thread may have run it, or taken what came of it."""
+        for _ in range(self._reliefs(grant.asked_bytes)):
+            if not self._relieving.here(grant.asked_bytes):
+                return False
+            if self._after_reading(grant, relieved=True):
+                return True
+        return False
 
-    def _relieve_here(self) -> None:
-        waiting = self._line[0].nbytes if self._line else self._asked_bytes
-        if self.relief.attempt(self._read_used, wanted=self._wanted(waiting)):
-            self._core.refresh()
-            self._serve()
+    async def _after_relief_elsewhere(self, grant: Grant) -> bool:
+        if not self._may_relieve(grant.asked_bytes) or not await self._relieving.elsewhere(grant.asked_bytes):
+            return False
+        return self._after_reading(grant, relieved=True)
 
-    async def _relieved(self) -> None:
-        """Wait for a relief in another thread."""
-        done = _loop_event()
+    def _reusable(self, nbytes: int) -> bool:
+        """Tell whether *nbytes* fit if the next allocation takes what the allocator holds free, and if it does not."""
+        desk = self._desk
+        if not desk.view.kept_bytes or desk.reserved_bytes or desk.on_ramp:
+            return False
+        # Of one's own: another thread's may have begun before the last job took what it keeps.
+        self._readings.read()
+        view = desk.view
+        if view.usage is None or view.lines is None:
+            return False
+        used_bytes = view.usage.used_bytes
+        without = used_bytes - view.kept_bytes + nbytes
+        return without <= view.lines.open and used_bytes + nbytes <= view.lines.highest()
 
-        def relieve() -> None:
-            try:
-                self._relieve_here()
-            finally:
-                # A loop that was closed meanwhile has nobody who waits.
-                with contextlib.suppress(RuntimeError):
-                    done.set()
-
-        threading.Thread(target=relieve, name="memguard-relief", daemon=True).start()
-        await done.wait()
-
-    def _read_used(self) -> int:
-        return self._core.sampler().used_bytes
-
-    def _reuse(self, nbytes: int, *, head: _Waiter | None = None) -> Grant | None:
+    def _reuse(self, grant: Grant, *, in_turn: bool = False) -> bool:
         """
         Admit one caller on memory that the allocator holds free, also while the circuit is open for that.
 
         Such pages are not lost: the next allocation takes them. Which thread's arena holds them is not known, so only
         one caller at a time goes in on them, and only where it would not reach the limit even if it got none.
         """
-        core = self._core
-        admitted = self.admitted
-        if core.usage is None or self._busy() or not core.kept_bytes:
-            return None
-        # Of one's own: another thread's may have begun before the last job took what it keeps.
-        usage = core.read()
-        lines = core.lines
-        assert lines is not None
-        if usage.used_bytes - core.kept_bytes + nbytes > lines.open:
-            return None
-        if usage.used_bytes + nbytes > lines.highest():
-            return None
-        with core.lock:
-            if self._busy() or self.admitted != admitted or self._line_before(head):
-                return None
-            if head is not None:
-                self._line.popleft()
-            grant = self._book(nbytes)
-            if not grant.on_ramp:
-                grant.on_ramp = True
-                self._on_ramp += 1
-            return grant
+        before = self._desk.counts()
+        if not self._desk.enforcing or not self._reusable(grant.asked_bytes):
+            return False
+        return self._desk.reuse(grant, before, in_turn=in_turn)
 
-    def _busy(self) -> bool:
-        return self._core.ledger.reserved_bytes > 0 or self._on_ramp > 0
+    # ----- waiting
 
-    def _line_before(self, head: _Waiter | None) -> bool:
-        return bool(self._line) if head is None else not self._line or self._line[0] is not head
+    def _wait(self, grant: Grant, timeout: float | None) -> None:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if self._readings.config.sampler is None:
+            contained(tops.give_back_own, what="allocator")  # who waits shall not sit on free memory
+        bell = ThreadBell()
+        with self._queue.standing(grant, bell) as waiter:
+            while not self._is_over(waiter, deadline):
+                bell.wait(self._queue.pause(waiter, deadline))
+                if not waiter.settled:
+                    self._look(waiter, here=True)
 
-    def _refusal(self, nbytes: int, usage: MemoryUsage | None = None) -> MemoryCircuitBreakerError:
-        core = self._core
-        seen = usage or core.usage or core.current()
-        with core.lock:
-            self.refused += 1
-            reserved = core.ledger.reserved_bytes
-        line = None if core.lines is None else core.lines.open
-        again = core.retry_after() or core.config.check_interval
-        return MemoryCircuitBreakerError(seen, nbytes, reserved, again, line)
+    async def _await(self, grant: Grant, timeout: float | None) -> None:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        bell = _loop_bell()
+        with self._queue.standing(grant, bell) as waiter:
+            while not self._is_over(waiter, deadline):
+                await bell.wait(self._queue.pause(waiter, deadline))
+                if not waiter.settled:
+                    self._look(waiter, here=False)
 
-    def refusal(self) -> MemoryCircuitBreakerError:
-        """Return the error of a plain check, and count it."""
-        return self._refusal(0)
+    def _is_over(self, waiter: Waiter, deadline: float | None) -> bool:
+        grant = waiter.grant
+        if grant.state == HELD:
+            return True
+        if waiter.verdict is not None or (deadline is not None and time.monotonic() >= deadline):
+            raise self.refusal(grant.asked_bytes)
+        if waiter.settled or grant.books is not self._desk.books:
+            raise RuntimeError("a reservation that waits was released, or its process was forked; make another")
+        return False
+
+    def _look(self, waiter: Waiter, *, here: bool) -> None:
+        """Read again, admit who fits; as the first, have memory given back, and try what the allocator holds free."""
+        first = self._queue.first() is waiter
+        if first:
+            if here:
+                self._relieving.here(waiter.grant.asked_bytes)
+            else:
+                self._relieving.aside(waiter.grant.asked_bytes)
+        self._readings.refresh()
+        self._queue.serve()
+        if first and not waiter.settled:
+            self._reuse(waiter.grant, in_turn=True)
+
+    # ----- refusing
+
+    def refusal(self, nbytes: int) -> MemoryCircuitBreakerError:
+        """Return the error for somebody who asked for *nbytes*, and count it."""
+        desk, readings = self._desk, self._readings
+        desk.refused += 1
+        lines = desk.view.lines
+        threshold = None if lines is None else lines.open
+        if threshold is not None and nbytes > threshold:
+            return ReservationTooLargeError(readings.usage, nbytes, desk.reserved_bytes, None, threshold)
+        again = readings.retry_after() or readings.config.check_interval
+        return MemoryCircuitBreakerError(readings.usage, nbytes, desk.reserved_bytes, again, threshold)
 
 
-def in_event_loop() -> bool:
-    """Tell whether this thread runs an event loop right now."""
-    # Whoever runs one has imported asyncio. Imported here, it would be paid for by all.
-    running_loop = getattr(sys.modules.get("asyncio.events"), "_get_running_loop", None)
-    return running_loop is not None and running_loop() is not None
+def _loop_bell() -> LoopBell:
+    from memguard.breaker._loop import LoopBell  # noqa: PLC0415 - asyncio loads only for who awaits
 
-
-def _loop_event() -> LoopEvent:
-    from memguard.breaker._loop import LoopEvent  # noqa: PLC0415 - likewise
-
-    return LoopEvent()
+    return LoopBell()

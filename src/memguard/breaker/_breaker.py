@@ -7,26 +7,34 @@ the caller must not be held up by it, and ends with that.
 
 from __future__ import annotations
 
-import os
+import logging
+import math
 import time
-import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar, cast, overload
 
 from memguard.breaker._admission import Admission
 from memguard.breaker._config import BreakerMode, Config, check_clock, make_config
-from memguard.breaker._core import BreakerChange, Core
+from memguard.breaker._desk import MANY, Desk
 from memguard.breaker._guarding import Cost, wrap
+from memguard.breaker._learning import Gate, LearnedCost, Record, Room
+from memguard.breaker._queue import Queue
+from memguard.breaker._readings import BreakerChange, Readings
+from memguard.breaker._relieving import Relieving
 from memguard.breaker._reservation import Reservation
 from memguard.breaker._statistics import BreakerStatistics
-from memguard.policy import State
+from memguard.forking import forget_in_child
+from memguard.policy import State, cost_bytes, is_overrun
 from memguard.relief import Relief, default_steps, held_free_bytes, shrinkables
 from memguard.sampling import Sampler
 from memguard.settings import settings
-from memguard.signals import Signal
-from memguard.units import ByteSize, Threshold, format_bytes, parse_bytes
+from memguard.signals import Signal, contained
+from memguard.units import ByteSize, Threshold, format_bytes
 from memguard.values import Level, MemoryUsage
 from memguard.wrapping import kind_of
+
+_log = logging.getLogger("memguard")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -36,6 +44,25 @@ F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_OPEN_AT = "80%"
 """Refuse new work. The fifth that is left pays for what grows between two readings."""
 DEFAULT_CHECK_INTERVAL = 1.0
+_AT_ONCE = 0.0
+_SUSTAINED_SECONDS = 10.0
+"""Open for so long, it is no moment of pressure: a balancer may send requests elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class CostOverrun:
+    """
+    A call of a guarded function took clearly more than it had reserved: half as much again, and 4 MiB.
+
+    Attributes:
+        function: Its name.
+        booked_bytes: What it had reserved.
+        peak_bytes: What it was seen to take.
+    """
+
+    function: str
+    booked_bytes: int
+    peak_bytes: int
 
 
 class MemoryCircuitBreaker:
@@ -50,7 +77,7 @@ class MemoryCircuitBreaker:
         check_interval: Seconds for which a reading is good at most; less while little is left.
         relief: Whether to collect garbage and return free pages before refusing.
         mode: ``"enforce"`` refuses, ``"observe"`` only counts what it would refuse, and logs openings;
-            ``"off"`` lets everything pass, and neither counts, logs nor relieves.
+            ``"off"`` lets everything pass, and neither reads, counts, logs nor relieves for it.
         name: Stands in log records.
         sampler: Takes the readings; None reads this machine.
         clock: Seconds, monotonic.
@@ -84,9 +111,17 @@ class MemoryCircuitBreaker:
             mode=mode,
             sampler=sampler,
         )
-        self._core = Core(config, name, check_clock(clock))
-        self._admission = Admission(self._core, _relief(config, clock))
-        _alive.add(self)
+        self._desk = Desk(check_clock(clock))
+        self._readings = Readings(self._desk, config, name)
+        self._queue = Queue(self._desk, self._readings)
+        self._relieving = Relieving(self._desk, self._readings, self._queue, _relief(config, clock))
+        self._readings.on_idle = self._relieving.tidy
+        self._admission = Admission(self._desk, self._readings, self._queue, self._relieving)
+        self._records: dict[str, Record] = {}
+        self._gate = Gate(self._room)
+        self._gate.on_overrun = self._tell_overrun
+        self._on_overrun: Signal[CostOverrun] = Signal(f"{name}.on_overrun")
+        forget_in_child(self)
 
     # ----- asking
 
@@ -99,33 +134,27 @@ class MemoryCircuitBreaker:
         Raises:
             MemoryCircuitBreakerError: The circuit is open.
         """
-        core = self._core
-        if core.clock() < core.stale_at and not core.refusing and core.usage is not None:
-            return core.usage
-        return self._look_closer()
-
-    def _look_closer(self) -> MemoryUsage:
-        core = self._core
-        if core.refusing and self._admission.relieve(core.sampler):
-            usage = core.refresh()
-        elif core.clock() < core.stale_at and core.usage is not None:
-            usage = core.usage
-        else:
-            usage = core.refresh(self._admission.relieve)
-        if core.refusing:
-            raise self._admission.refusal()
-        return usage
+        desk = self._desk
+        if desk.permits == MANY and desk.clock() < desk.stale_at:
+            usage = desk.view.usage
+            if usage is not None:
+                return usage
+        return self._admission.check()
 
     def is_calm(self) -> bool:
         """Tell, as cheaply as :meth:`check`, that the last reading is fresh and the circuit closed."""
-        core = self._core
-        return core.clock() < core.stale_at and core.circuit.state is State.CLOSED
+        desk = self._desk
+        return desk.permits == MANY and desk.clock() < desk.stale_at
 
     def allows(self, nbytes: ByteSize = 0) -> bool:
-        """Tell whether *nbytes* would be admitted now. Never raises for want of memory, never waits."""
-        return self._admission.allows(parse_bytes(nbytes))
+        """
+        Tell whether ``reserve(nbytes)`` would be admitted now. Never raises for want of memory, never waits.
 
-    def reserve(self, nbytes: ByteSize, *, timeout: float | None = 0.0) -> Reservation:
+        It tries what a reservation tries: a new reading, and relief where that does not stand on an event loop.
+        """
+        return self._admission.allows(cost_bytes(nbytes))
+
+    def reserve(self, nbytes: ByteSize, *, timeout: float | None = _AT_ONCE) -> Reservation:
         """
         Return a reservation of *nbytes*: enter it with ``with`` or ``async with``.
 
@@ -142,15 +171,30 @@ class MemoryCircuitBreaker:
             ValueError: *nbytes* cannot be meant, or *timeout* is negative.
         """
         if type(nbytes) is not int or nbytes < 0:
-            nbytes = parse_bytes(nbytes)
-        if timeout is not None and (type(timeout) is not float or not timeout >= 0):
+            nbytes = cost_bytes(nbytes)
+        if timeout is not _AT_ONCE:
             timeout = check_timeout(timeout)
-        return Reservation(self._admission, nbytes, timeout)
+        return Reservation(self._desk, self._admission, nbytes, timeout)
+
+    def acquire(self, nbytes: ByteSize, *, timeout: float | None = 0.0) -> Reservation:
+        """
+        Return a reservation of *nbytes* that is held already: for work that is submitted here and ends elsewhere.
+
+        ``held = breaker.acquire("64 MiB", timeout=None)``, then ``held.release()`` in a callback or another thread, at
+        any moment. It has no scope, so that jobs which are begun in a loop do not draw from each other;
+        ``held.run(fn)`` calls a function in its scope.
+
+        Args and errors are those of :meth:`reserve`, whose ``with`` it stands for.
+        """
+        return self.reserve(nbytes, timeout=timeout).acquired()
+
+    async def aacquire(self, nbytes: ByteSize, *, timeout: float | None = 0.0) -> Reservation:
+        """Return a reservation as :meth:`acquire` does, without blocking the event loop while waiting."""
+        return await self.reserve(nbytes, timeout=timeout).aacquired()
 
     def by_level(self, normal: T, warning: T, critical: T) -> T:
         """Return the one that goes with the level: ``top = breaker.by_level(50, 25, 10)``."""
-        self._core.current()
-        return (normal, warning, critical)[self._core.circuit.level]
+        return (normal, warning, critical)[self.level]
 
     # ----- wrapping
 
@@ -169,14 +213,14 @@ class MemoryCircuitBreaker:
             try:
                 return fn(*args, **kwargs)
             finally:
-                self._core.refresh()
+                self._readings.look()
 
     async def _aexecute(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         async with self.reserve(0):
             try:
                 return await fn(*args, **kwargs)
             finally:
-                self._core.refresh()
+                self._readings.look()
 
     @overload
     def guard(self, fn: F, /) -> F: ...
@@ -191,7 +235,8 @@ class MemoryCircuitBreaker:
         Args:
             fn: The function, where the decorator is used without parentheses.
             cost: Bytes to reserve for a call: a size, a callable of the call's arguments, ``"auto"``, or None to check
-                only. ``"auto"`` measures calls and learns; the first ones run one at a time, so give it a *timeout*.
+                only. ``"auto"`` measures calls and learns; the first ones of each size run alone, so give it a
+                *timeout* of many calls' length.
             timeout: Seconds to wait for room, as for :meth:`reserve`.
         """
         check_timeout(timeout)
@@ -202,28 +247,31 @@ class MemoryCircuitBreaker:
     # ----- seeing
 
     def tick(self) -> MemoryUsage:
-        """Take a reading by hand and decide on it. Runs no relief."""
-        return self._core.refresh()
+        """Take a reading by hand and decide on it. Runs no relief. One that fails is logged; the last one stands."""
+        self._readings.refresh()
+        return self._readings.usage
 
     def usage(self) -> MemoryUsage:
         """Return the last reading, or a new one if it is stale."""
-        return self._core.current()
+        return self._readings.current()
 
     @property
     def state(self) -> str:
         """``"closed"``, ``"open"`` or ``"half-open"``, as of the last reading."""
-        return self._core.circuit.state.value
+        return self._desk.view.circuit.state.value
 
     @property
     def level(self) -> Level:
-        """How tight memory is, as of the last reading; stale ones are taken again."""
-        self._core.current()
-        return self._core.circuit.level
+        """How tight memory is, as of the last reading; stale ones are taken again. NORMAL in mode ``"off"``."""
+        if self.mode == "off":
+            return Level.NORMAL
+        self._readings.current()
+        return self._desk.view.circuit.level
 
     @property
     def mode(self) -> BreakerMode:
         """``"enforce"``, ``"observe"`` or ``"off"``."""
-        return self._core.config.mode
+        return self._readings.config.mode
 
     @property
     def on_change(self) -> Signal[BreakerChange]:
@@ -233,35 +281,59 @@ class MemoryCircuitBreaker:
         A callback runs in the thread that took the reading, outside of every lock, in order; it is kept until it is
         disconnected, and one that raises is logged.
         """
-        return self._core.on_change
+        return self._readings.on_change
+
+    @property
+    def on_overrun(self) -> Signal[CostOverrun]:
+        """
+        Tells, once of each guarded function, that a call of it took clearly more than it had reserved.
+
+        Only calls that ran while nobody else held bytes are looked at, and of those some. A callback runs in the thread
+        of the call.
+        """
+        return self._on_overrun
 
     @property
     def retry_after(self) -> float:
         """Seconds until trying again may be of use; 0 while closed."""
-        return self._core.retry_after()
+        return self._readings.retry_after()
 
     def statistics(self) -> BreakerStatistics:
         """Return the counts since the breaker was made."""
-        admission, core = self._admission, self._core
+        desk, readings, relief = self._desk, self._readings, self._relieving.relief
+        desk.sweep()
         return BreakerStatistics(
-            reserved_bytes=core.ledger.reserved_bytes,
-            waiting=admission.waiting,
-            admitted=admission.admitted,
-            refused=admission.refused,
-            opened=core.opened,
-            stuck=core.stuck,
-            readings=core.readings,
-            relief_runs=admission.relief.runs,
-            relief_freed_bytes=admission.relief.freed_bytes,
+            reserved_bytes=desk.reserved_bytes,
+            waiting=desk.waiting,
+            admitted=desk.admitted,
+            refused=desk.refused,
+            opened=readings.opened,
+            stuck=readings.stuck,
+            readings=desk.readings,
+            relief_runs=relief.runs,
+            relief_freed_bytes=relief.freed_bytes,
+            overruns=sum(record.overruns for record in list(self._records.values())),
         )
 
+    def learned(self) -> Mapping[str, LearnedCost]:
+        """Return what is known of the functions that are guarded with a cost, by name."""
+        return {name: record.learned() for name, record in list(self._records.items())}
+
     def health(self) -> dict[str, Any]:
-        """Return what a health endpoint shows; JSON-ready."""
-        usage = self._core.current()
+        """
+        Return what a health endpoint shows; JSON-ready.
+
+        ``ready`` is False only under sustained pressure: once the circuit has been open for ten seconds. That callers
+        wait, or are refused now and then, is no reason to take a worker out of service.
+        """
+        usage = self._readings.current()
+        self._desk.sweep()
+        circuit = self._desk.view.circuit
         return {
-            "name": self._core.name,
-            "state": self.state,
-            "level": self._core.circuit.level.name.lower(),
+            "name": self._readings.name,
+            "ready": self._is_ready(),
+            "state": circuit.state.value,
+            "level": circuit.level.name.lower(),
             "mode": self.mode,
             "used_bytes": usage.used_bytes,
             "limit_bytes": usage.limit_bytes,
@@ -269,55 +341,98 @@ class MemoryCircuitBreaker:
             "percent": round(usage.percent, 1),
             "source": usage.source,
             "rss_bytes": usage.rss_bytes,
-            "reserved_bytes": self._core.ledger.reserved_bytes,
-            "waiting": self._admission.waiting,
-            "allocator_free_bytes": held_free_bytes(),
-            "stuck": self._core.circuit.raised_bytes is not None,
+            "reserved_bytes": self._desk.reserved_bytes,
+            "waiting": self._desk.waiting,
+            "allocator_free_bytes": contained(held_free_bytes, what="allocator"),
+            "stuck": circuit.raised_bytes is not None,
             "retry_after": self.retry_after,
         }
 
+    def _is_ready(self) -> bool:
+        circuit = self._desk.view.circuit
+        if circuit.state is not State.OPEN or circuit.since is None or not self._desk.enforcing:
+            return True
+        return self._readings.clock() - circuit.since < _SUSTAINED_SECONDS
+
     def describe(self) -> str:
         """Return the same for people, in a few lines."""
-        usage = self._core.current()
+        usage = self._readings.current()
         counts = self.statistics()
+        circuit = self._desk.view.circuit
         return (
-            f"{self._core.name}: {self.state}, level {self._core.circuit.level.name.lower()}, mode {self.mode}\n"
+            f"{self._readings.name}: {self.state}, level {circuit.level.name.lower()}, mode {self.mode}\n"
             f"{format_bytes(usage.used_bytes)} of {format_bytes(usage.limit_bytes)} in use "
-            f"({usage.percent:.0f} %, {usage.source}); {self._core.config.lines.describe()}\n"
+            f"({usage.percent:.0f} %, {usage.source}); {self._readings.config.lines.describe()}\n"
             f"{format_bytes(counts.reserved_bytes)} reserved, {counts.waiting} waiting, {counts.admitted} admitted, "
             f"{counts.refused} refused; opened {counts.opened} times; "
             f"relief ran {counts.relief_runs} times and gave back {format_bytes(counts.relief_freed_bytes)}"
         )
 
     def __repr__(self) -> str:
-        return f"<MemoryCircuitBreaker {self._core.name!r}, {self.state}>"
+        return f"<MemoryCircuitBreaker {self._readings.name!r}, {self.state}>"
 
     # ----- for the package
 
-    def _room_bytes(self) -> int:
-        return self._admission.room_bytes()
+    def _room(self) -> Room:
+        """Return what there is to be booked if nobody holds any, and what lies above the threshold."""
+        self._readings.current()
+        lines = self._readings.thresholds()
+        return Room(max(0, lines.open - self._desk.view.floor.nbytes), lines.limit - lines.open)
+
+    def _record(self, name: str) -> Record:
+        """Return what is known of the function *name*."""
+        found = self._records.get(name)
+        return self._records.setdefault(name, Record(name)) if found is None else found
+
+    def _alone(self, nbytes: int) -> tuple[int, bool]:
+        """Return how often work was admitted, and whether all that is booked are these *nbytes*."""
+        return self._desk.admitted, self._desk.reserved_bytes == nbytes
+
+    def _took(self, record: Record, booked_bytes: int, peak_bytes: int) -> None:
+        """Hear what a call took that ran alone."""
+        record.peak_bytes = max(record.peak_bytes, peak_bytes)
+        if is_overrun(booked_bytes, peak_bytes):
+            record.overruns += 1
+            self._tell_overrun(record, booked_bytes, peak_bytes)
+
+    def _tell_overrun(self, record: Record, booked_bytes: int, peak_bytes: int) -> None:
+        if record.told:
+            return
+        record.told = True
+        contained(self._log_overrun, record.name, booked_bytes, peak_bytes, what="log of")
+        self._on_overrun.announce(CostOverrun(record.name, booked_bytes, peak_bytes))
+
+    def _log_overrun(self, name: str, booked_bytes: int, peak_bytes: int) -> None:
+        _log.warning(
+            "%s: a call of %s took %s and had reserved %s; give it a higher cost",
+            self._readings.name,
+            name,
+            format_bytes(peak_bytes),
+            format_bytes(booked_bytes),
+        )
 
     def _apply(self, config: Config) -> None:
         """Go by *config* from now on, in place."""
-        if _relieves(config) is not _relieves(self._core.config):
-            self._admission.relief = _relief(config, self._core.clock)
-        self._core.apply(config)
+        if _relieves(config) is not _relieves(self._readings.config):
+            self._relieving.relief = _relief(config, self._readings.clock)
+        self._readings.apply(config)
 
     def _forget_threads(self) -> None:
-        self._core.forget_threads()
-        self._admission.forget_threads()
-        self._admission.relief = _relief(self._core.config, self._core.clock)
+        self._desk.forget()
+        self._readings.forget()
+        self._relieving.forget()
+        self._relieving.relief = _relief(self._readings.config, self._readings.clock)
 
 
 def check_timeout(timeout: float | None) -> float | None:
-    """Return *timeout* if it can be meant."""
+    """Return *timeout* in seconds if it can be meant; infinity means for ever."""
     if timeout is None:
         return None
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
         raise TypeError(f"timeout is a number of seconds or None, got {timeout!r}")
     if not timeout >= 0:
         raise ValueError(f"timeout is 0 seconds or more, or None to wait for ever; got {timeout!r}")
-    return timeout
+    return None if timeout == math.inf else float(timeout)
 
 
 def _relief(config: Config, clock: Callable[[], float]) -> Relief:
@@ -329,16 +444,3 @@ def _relief(config: Config, clock: Callable[[], float]) -> Relief:
 
 def _relieves(config: Config) -> bool:
     return config.relief and config.mode != "off"
-
-
-_alive: weakref.WeakSet[MemoryCircuitBreaker] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    # Locks may be held, and lines be filled, by threads that the child does not have.
-    for breaker in list(_alive):
-        breaker._forget_threads()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -17,9 +17,11 @@ from memguard.breaker._breaker import (
 )
 from memguard.breaker._config import BreakerMode, make_config
 from memguard.breaker._guarding import Cost, wrap
+from memguard.breaker._reservation import Reservation
 from memguard.relief import limit_arenas
 from memguard.settings import settings
 from memguard.units import ByteSize, Threshold
+from memguard.values import MemoryUsage
 
 
 class _Unset:
@@ -97,6 +99,21 @@ def guard(fn: Any = None, /, *, cost: Cost = None, timeout: float | None = 0.0) 
     if fn is not None:
         return wrap(default_breaker, fn, cost, timeout)
     return lambda fn: wrap(default_breaker, fn, cost, timeout)
+
+
+def check() -> MemoryUsage:
+    """Ask the default breaker, as :meth:`MemoryCircuitBreaker.check` does."""
+    return default_breaker().check()
+
+
+def reserve(nbytes: ByteSize, *, timeout: float | None = 0.0) -> Reservation:
+    """Return a reservation of the default breaker's, as :meth:`MemoryCircuitBreaker.reserve` does."""
+    return default_breaker().reserve(nbytes, timeout=timeout)
+
+
+def acquire(nbytes: ByteSize, *, timeout: float | None = 0.0) -> Reservation:
+    """Return a held reservation of the default breaker's, as :meth:`MemoryCircuitBreaker.acquire` does."""
+    return default_breaker().acquire(nbytes, timeout=timeout)
 
 
 def _arguments() -> dict[str, Any]:

@@ -1,107 +1,579 @@
 """
-Learns what a guarded function costs: some of its calls are measured while they run.
+Learns what guarded functions cost, and lets as many of their calls run at once as is known to be safe.
 
-The peak is the process's own, so a call that ran beside others is charged its share of theirs.
+Only a call that ran alone is measured. So the first calls of a function, and now and then a later one, wait until
+nobody else of these runs, and keep others out while they run. What runs side by side cannot be measured, but it can
+contradict: if the process grew by clearly more than all that runs was believed to need, everybody is let out, what is
+left is looked at, and the functions concerned are believed less.
+
+A guarded function inside another one neither waits here nor is measured: its memory is part of the outer call's.
 """
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import itertools
+import logging
 import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from memguard.breaker._queue import Standing, ThreadBell, in_event_loop
 from memguard.breaker._reservation import Reservation
-from memguard.policy import LearnedCost
-from memguard.relief import held_free_bytes
+from memguard.forking import forget_in_child
+from memguard.policy import Features, FunctionCost, features, tolerance_bytes
+from memguard.relief import HeapCounts, heap_counts, trim
 from memguard.sampling import PeakMeasurement, measure_cheaply
+from memguard.signals import contained
+from memguard.turns import disown
+
+if TYPE_CHECKING:
+    from memguard.breaker._loop import LoopBell
+
+_log = logging.getLogger("memguard")
+
+_PATIENCE_SECONDS = 5.0
+"""So long a call that runs alone keeps others out: it may be a stream to a slow client."""
+_POLL_SECONDS = 0.25
+_WORTH_BYTES = 1024**2
+_SMALL_PART = 256
+"""A call that books less than this part of the room does not wait for its turn to be measured again and again."""
+_SMALL_EVERY = 64
 
 
-class CostLearner:
-    """What is known of one function's cost, and which of its calls are being measured."""
+@dataclass(frozen=True, slots=True)
+class LearnedCost:
+    """
+    What is known of one guarded function.
 
-    def __init__(self) -> None:
-        self.cost = LearnedCost()
+    Attributes:
+        calls: Calls so far.
+        booked_bytes: What the last one booked.
+        peak_bytes: The most that one was seen to take, as far as one was measured.
+        overruns: How often calls were seen to take clearly more than they booked.
+    """
+
+    calls: int = 0
+    booked_bytes: int = 0
+    peak_bytes: int = 0
+    overruns: int = 0
+
+
+class Room(NamedTuple):
+    """
+    What there is to be booked, in bytes.
+
+    Attributes:
+        idle_bytes: Below the threshold, if nobody holds any.
+        spare_bytes: Above it, up to the limit.
+    """
+
+    idle_bytes: int
+    spare_bytes: int
+
+
+class Record:
+    """What a breaker knows of one function."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.cost = FunctionCost()
+        self.calls = 0
+        self.booked_bytes = 0
+        self.peak_bytes = 0
+        self.overruns = 0
+        self.told = False
+
+    def learned(self) -> LearnedCost:
+        """Return it for people."""
+        return LearnedCost(self.calls, self.booked_bytes, self.peak_bytes, self.overruns)
+
+
+class _Idle(NamedTuple):
+    """
+    The process at the last moment when nobody ran, trimmed.
+
+    Attributes:
+        resident_bytes: Its size.
+        other_bytes: What of it is neither handed out by malloc nor held free.
+    """
+
+    resident_bytes: int
+    other_bytes: int
+
+
+class Call:
+    """
+    One call of a function whose cost is learned.
+
+    Attributes:
+        alone: Whether it was alone so far, so that it measures what it takes.
+        small: Whether it books so little of the room that looking at it each time is not worth the time.
+        runs: Whether it has begun.
+        since: When it passed the gate, or began.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "alone",
+        "asked",
+        "booked_bytes",
+        "hidden_bytes",
+        "peak_bytes",
+        "record",
+        "runs",
+        "since",
+        "small",
+    )
+
+    def __init__(self, record: Record, asked: Features) -> None:
+        self.record = record
+        self.asked = asked
+        self.alone = False
+        self.small = False
+        self.runs = False
+        self.since = 0.0  # passed the gate, or begun
+        self.booked_bytes = 0
+        self.peak_bytes = 0
+        self.hidden_bytes = 0
+
+
+class _Passed(NamedTuple):
+    """A call that has passed the gate; known weakly, so that one that dies without having ended is forgotten."""
+
+    call: weakref.ref[Call]
+    solo: bool
+
+
+class Gate:
+    """
+    Where calls of learned functions wait for their turn. One for each breaker.
+
+    Decisions are made on a copy and committed only if nothing has changed: nothing here is called under the lock.
+    """
+
+    def __init__(
+        self,
+        room: Callable[[], Room],
+        *,
+        heap: Callable[[], HeapCounts | None] = heap_counts,
+        give_back: Callable[[], object] = trim,
+        meter: Callable[[], PeakMeasurement] = measure_cheaply,
+    ) -> None:
+        self._room = room
+        self._heap = heap
+        self._give_back = give_back
+        self._meter = meter
+        self.on_overrun: Callable[[Record, int, int], object] = lambda record, booked, peak: None  # noqa: ARG005
+        self._forget_threads()
+        forget_in_child(self)
+
+    def _forget_threads(self) -> None:
+        self._lock = threading.RLock()
+        self._passed: dict[int, _Passed] = {}
+        self._running: dict[int, weakref.ref[Call]] = {}
         self._numbers = itertools.count()
-        self._lock = threading.Lock()
-        self._running = 0
-        self._open: set[_Sample] = set()
+        self._line: deque[Standing] = deque()
+        self._block: PeakMeasurement | None = None
+        self._idle: _Idle | None = None
+        self._first_other_bytes: int | None = None
+        self._held_bytes = 0
+        self._suspect: tuple[int, tuple[Call, ...]] | None = None
 
-    def begin(self) -> _Sample | None:
-        """Count a call that begins; measure it if it is one of those."""
-        wanted = self.cost.wants(next(self._numbers))
-        sample = _Sample(measure_cheaply(), held_free_bytes() or 0) if wanted else None
-        with self._lock:
-            self._running += 1
-            if sample is not None:
-                self._open.add(sample)
-            for each in self._open:
-                each.beside = max(each.beside, self._running)
-        return sample
+    # ----- passing
 
-    def end(self, sample: _Sample | None) -> None:
-        """Count a call that ended; learn from it if it was measured."""
-        if sample is not None:
-            sample.peak.__exit__(None, None, None)
-        with self._lock:
-            self._running -= 1
-            if sample is not None:
-                self._open.discard(sample)
-                growth = sample.peak.peak_bytes
-                self.cost = self.cost.measured(growth // sample.beside, growth + sample.free_bytes)
+    def passes(self, call: Call) -> bool:
+        """Let *call* pass if it may now."""
+        number = next(self._numbers)
+        while True:
+            before = self._passed
+            inside = _alive(before)
+            if self._suspect is not None:
+                if inside:
+                    return False
+                self._judge()
+            solo = self._is_due(call)
+            if not self._may_pass(call, inside, solo=solo):
+                return False
+            after = {n: passed for n, passed in before.items() if passed.call() is not None}
+            call.since = time.monotonic()
+            after[number] = _Passed(weakref.ref(call), solo)
+            try:
+                self._lock.acquire()
+                done = self._passed is before
+                if done:
+                    self._passed = after
+                self._lock.release()
+            except BaseException:
+                disown(self._lock)
+                raise
+            if done:
+                call.alone = solo
+                return True
+
+    def _is_due(self, call: Call) -> bool:
+        room, cost = self._room(), call.record.cost
+        known = cost.of(call.asked)
+        estimate = cost.estimate(call.asked, room.spare_bytes)
+        if not cost.is_due(call.asked, room.spare_bytes):
+            call.small = estimate is not None and estimate * _SMALL_PART < room.idle_bytes
+            return False
+        call.small = estimate is not None and estimate * _SMALL_PART < room.idle_bytes and cost.is_known(call.asked)
+        return not call.small or known.since >= _SMALL_EVERY
+
+    def _may_pass(self, call: Call, inside: list[tuple[Call, bool]], *, solo: bool) -> bool:
+        if solo:
+            return not inside
+        patient_since = time.monotonic() - _PATIENCE_SECONDS
+        if any(alone and each.since > patient_since for each, alone in inside):
+            return False
+        beside = sum(each.record is call.record for each, _ in inside)
+        return beside < call.record.cost.most_at_once
+
+    def left(self, call: Call) -> None:
+        """Note that *call* is out, however it ended."""
+        while True:
+            before = self._passed
+            after = {n: passed for n, passed in before.items() if passed.call() not in (None, call)}
+            try:
+                self._lock.acquire()
+                done = self._passed is before
+                if done:
+                    self._passed = after
+                self._lock.release()
+            except BaseException:
+                disown(self._lock)
+                raise
+            if done:
+                break
+        for standing in list(self._line)[:1]:
+            contained(standing.bell.ring, what="wake-up")
+
+    @contextlib.contextmanager
+    def standing(self, bell: ThreadBell | LoopBell) -> Iterator[Standing]:
+        """Stand in line before the gate; whatever happens, leave it."""
+        standing = Standing(bell)
+        try:
+            self._line.append(standing)
+            yield standing
+        finally:
+            with contextlib.suppress(ValueError):
+                self._line.remove(standing)
+            for first in list(self._line)[:1]:
+                contained(first.bell.ring, what="wake-up")
+
+    def is_first(self, standing: Standing | None) -> bool:
+        """Tell whether nobody who can go on stands before *standing*; None: in the whole line."""
+        for each in list(self._line):
+            if each is standing:
+                return True
+            presence = each.presence()
+            if presence == "gone":
+                with contextlib.suppress(ValueError):
+                    self._line.remove(each)
+            elif presence == "here":
+                return False
+        return True
+
+    # ----- measuring
+
+    def book(self, call: Call) -> int:
+        """Return what *call* is to book, as of now."""
+        room = self._room()
+        booked = call.record.cost.booked_bytes(call.asked, room.spare_bytes, room.idle_bytes)
+        call.booked_bytes = call.record.booked_bytes = booked
+        return booked
+
+    def begin(self, call: Call) -> None:
+        """Note that *call* runs; measure it if it is alone."""
+        running = self._runs()
+        call.since, call.runs = time.monotonic(), True
+        if running:
+            if not call.small:
+                self._fold(running)
+            for each in (*running, call):
+                each.alone = False
+        elif not call.small or call.alone:
+            call.alone = call.alone or call.record.cost.may_be_measured(call.asked)
+            self._settle(call)
+        self._running[id(call)] = weakref.ref(call)
+
+    def end(self, call: Call, *, failed: bool) -> None:
+        """Note that *call* has ended; learn from it."""
+        record = call.record
+        record.calls += 1
+        running = self._runs()
+        measured = (call.alone or not call.small) and self._fold(running)
+        self._running.pop(id(call), None)
+        if not self._runs():
+            self._stop_metering()
+        idle = self._idle
+        if not (call.alone and measured and idle is not None and not failed):
+            record.cost = record.cost.ended(call.asked)
+            return
+        low = max(0, call.peak_bytes - idle.resident_bytes)
+        record.peak_bytes = max(record.peak_bytes, low)
+        record.cost = record.cost.measured(call.asked, low, call.hidden_bytes, self._room().spare_bytes)
+
+    def _runs(self) -> list[Call]:
+        found = []
+        for number, reference in list(self._running.items()):
+            call = reference()
+            if call is None:
+                self._running.pop(number, None)
+            else:
+                found.append(call)
+        return found
+
+    def _settle(self, call: Call) -> None:
+        """Nobody runs: look at the process as it is, trimmed."""
+        heap = self._heap()
+        if call.alone and heap is not None and heap.free_bytes > _WORTH_BYTES:
+            self._give_back()
+            heap = self._heap()
+        lap = self._lap()
+        if lap is None:
+            self._idle = None
+            call.alone = False
+            return
+        resident = lap[0]
+        other = resident - (0 if heap is None else heap.used_bytes)
+        if self._first_other_bytes is None:
+            self._first_other_bytes = other
+        self._idle = _Idle(resident, other)
+        self._held_bytes = 0
+        call.hidden_bytes = max(0, other - self._first_other_bytes)
+        call.peak_bytes = resident
+
+    def _fold(self, running: list[Call]) -> bool:
+        """Read the peak since the last look, for all that run; tell whether it could be read."""
+        lap = self._lap()
+        if lap is None:
+            for each in running:
+                each.alone = False
+            return False
+        resident, peak = lap
+        for each in running:
+            each.peak_bytes = max(each.peak_bytes, peak)
+        idle = self._idle
+        if idle is None:
+            return True
+        total = sum(self._believed(each) for each in running)
+        over = peak - idle.resident_bytes - self._held_bytes - total
+        lone = len(running) == 1 and running[0].alone
+        if over > tolerance_bytes(total) and not lone and (self._suspect is None or over > self._suspect[0]):
+            self._suspect = over, tuple(running)
+        heap = self._heap()
+        if heap is not None:
+            # An upper bound of what ended calls left with the allocator: only a certain overrun counts.
+            self._held_bytes = max(0, min(heap.free_bytes, resident - heap.used_bytes - idle.other_bytes))
+        return True
+
+    def _believed(self, call: Call) -> int:
+        estimate = call.record.cost.estimate(call.asked, self._room().spare_bytes)
+        return call.booked_bytes if estimate is None else estimate
+
+    def _judge(self) -> None:
+        """Nobody runs, and calls took more than was believed: find out whether it was theirs, and believe less."""
+        suspect, self._suspect = self._suspect, None
+        idle = self._idle
+        if suspect is None or idle is None:
+            return
+        self._give_back()
+        lap = self._lap()
+        self._stop_metering()
+        if lap is None:
+            return
+        # What stays after that is not theirs: request bodies, caches, kept results.
+        over = suspect[0] - max(0, lap[0] - idle.resident_bytes)
+        calls = suspect[1]
+        total = sum(self._believed(each) for each in calls)
+        if over <= tolerance_bytes(total):
+            return
+        # A small excess is shared, a large one is one call's.
+        more = over // len(calls) if over <= total // 4 else over
+        spare = self._room().spare_bytes
+        for call in calls:
+            record = call.record
+            record.overruns += 1
+            record.cost = record.cost.contradicted(call.asked, more, spare)
+            self.on_overrun(record, call.booked_bytes, call.booked_bytes + more)
+
+    def _lap(self) -> tuple[int, int] | None:
+        """Return (resident bytes, the most since the last look); None where no meter answers that may be believed."""
+        try:
+            block = self._block
+            if block is None:
+                block = self._meter()
+                block.__enter__()
+                self._block = block
+            if block.meter != "kernel":
+                return None
+            return block.lap()
+        except (OSError, ValueError, RuntimeError) as error:
+            _log.debug("a call could not be measured: %s", error)
+            return None
+
+    def _stop_metering(self) -> None:
+        block, self._block = self._block, None
+        if block is not None:
+            contained(lambda: block.__exit__(None, None, None), what="meter")
 
 
-class _Sample:
-    """One call that is being measured."""
-
-    def __init__(self, peak: PeakMeasurement, free_bytes: int) -> None:
-        self.peak = peak.__enter__()
-        self.free_bytes = free_bytes
-        self.beside = 1
+_inside: contextvars.ContextVar[bool] = contextvars.ContextVar("memguard_learned_call", default=False)
 
 
 class LearnedReservation:
-    """A reservation whose size was learned; entered, it measures what is run in it now and then."""
+    """A reservation whose size is learned; entered, it waits for its turn, and measures what is run in it if alone."""
 
-    def __init__(self, reservation: Reservation, learner: CostLearner) -> None:
-        self._reservation = reservation
-        self._learner = learner
-        self._sample: _Sample | None = None
-
-    def activate(self) -> None:
-        """See :meth:`Reservation.activate`."""
-        self._reservation.activate()
-
-    def deactivate(self) -> None:
-        """See :meth:`Reservation.deactivate`."""
-        self._reservation.deactivate()
+    def __init__(
+        self,
+        gate: Gate,
+        reserve: Callable[..., Reservation],
+        record: Record,
+        arguments: tuple[tuple[Any, ...], dict[str, Any]],
+        timeout: float | None,
+    ) -> None:
+        self._gate = gate
+        self._reserve = reserve
+        self._record = record
+        self._arguments = arguments
+        self._timeout = timeout
+        self._call: Call | None = None
+        self._reservation: Reservation | None = None
+        self._token: contextvars.Token[bool] | None = None
 
     def __enter__(self) -> Self:
-        self._reservation.__enter__()
-        self._begin()
+        if self._timeout != 0 and in_event_loop():
+            raise RuntimeError("a plain function would block the event loop while it waits; guard an async one")
+        deadline = _deadline(self._timeout)
+        call = self._begin()
+        try:
+            if call is not None:
+                self._pass(call, deadline)
+            self._book(call, deadline).__enter__()
+            self._started(call)
+        except BaseException:
+            self._undo()
+            raise
         return self
 
     async def __aenter__(self) -> Self:
-        await self._reservation.__aenter__()
-        self._begin()
-        return self
-
-    def _begin(self) -> None:
+        deadline = _deadline(self._timeout)
+        call = self._begin()
         try:
-            self._sample = self._learner.begin()
-        except BaseException as error:
-            self._reservation.__exit__(type(error), error, None)
+            if call is not None:
+                await self._apass(call, deadline)
+            await self._book(call, deadline).__aenter__()
+            self._started(call)
+        except BaseException:
+            self._undo()
             raise
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.deactivate()
+        call, self._call = self._call, None
         try:
-            self._learner.end(self._sample)
+            if call is not None and call.runs:
+                # A generator that is closed early has done what it did.
+                failed = error is not None and not isinstance(error, GeneratorExit)
+                contained(lambda: self._gate.end(call, failed=failed), what="measuring")
         finally:
-            self._reservation.__exit__(kind, error, traceback)
+            if self._reservation is not None:
+                self._reservation.release()
+            if call is not None:
+                self._gate.left(call)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.__exit__(kind, error, traceback)
+
+    def activate(self) -> None:
+        """Make it the one around what runs now."""
+        assert self._reservation is not None
+        self._reservation.activate()
+        self._token = _inside.set(True)
+
+    def deactivate(self) -> None:
+        """Undo :meth:`activate`."""
+        token, self._token = self._token, None
+        if token is not None:
+            with contextlib.suppress(ValueError, RuntimeError):  # left in another context than it was entered in
+                _inside.reset(token)
+        if self._reservation is not None:
+            self._reservation.deactivate()
+
+    def _begin(self) -> Call | None:
+        """Return the call, or None where it runs inside another one."""
+        if _inside.get():
+            return None
+        asked = features(*self._arguments)
+        self._arguments = ((), {})  # what the function got is not ours to keep alive
+        self._call = Call(self._record, asked)
+        return self._call
+
+    def _pass(self, call: Call, deadline: float | None) -> None:
+        gate = self._gate
+        if gate.is_first(None) and gate.passes(call):
+            return
+        bell = ThreadBell()
+        with gate.standing(bell) as standing:
+            while not (gate.is_first(standing) and gate.passes(call)):
+                bell.wait(self._patience(deadline))
+
+    async def _apass(self, call: Call, deadline: float | None) -> None:
+        gate = self._gate
+        if gate.is_first(None) and gate.passes(call):
+            return
+        from memguard.breaker._loop import LoopBell  # noqa: PLC0415 - asyncio loads only for who awaits
+
+        bell = LoopBell()
+        with gate.standing(bell) as standing:
+            while not (gate.is_first(standing) and gate.passes(call)):
+                await bell.wait(self._patience(deadline))
+
+    def _patience(self, deadline: float | None) -> float:
+        """Return how long to wait before the next look; raise the breaker's refusal where the time is up."""
+        if deadline is None:
+            return _POLL_SECONDS
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise self._reserve(0).refusal()
+        return min(_POLL_SECONDS, left)
+
+    def _book(self, call: Call | None, deadline: float | None) -> Reservation:
+        nbytes = 0 if call is None else self._gate.book(call)
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        if self._timeout == 0:
+            left = 0.0
+        self._reservation = self._reserve(nbytes, timeout=left)
+        return self._reservation
+
+    def _started(self, call: Call | None) -> None:
+        if call is not None:
+            contained(lambda: self._gate.begin(call), what="measuring")
+
+    def _undo(self) -> None:
+        call, self._call = self._call, None
+        if self._reservation is not None:
+            self._reservation.release()
+        if call is not None:
+            self._gate.left(call)
+
+
+def _alive(passed: dict[int, _Passed]) -> list[tuple[Call, bool]]:
+    return [(call, each.solo) for each in list(passed.values()) if (call := each.call()) is not None]
+
+
+def _deadline(timeout: float | None) -> float | None:
+    return None if timeout is None else time.monotonic() + timeout

@@ -1,49 +1,81 @@
 """
 Bytes that one caller holds, from entering to leaving.
 
-Nested in the same context, a reservation draws from the one around it first: so a middleware, a guard and a chunk in
-it do not book the same bytes three times, nor wait for each other.
+What is reserved inside the body of a ``with`` draws from that reservation first: so a middleware, a guard and a chunk
+in it do not book the same bytes three times, nor wait for each other. Siblings never nest: a reservation that is
+entered by calling, as an ExitStack or a loop that submits jobs does, has no body, and neither has one that is acquired.
 """
 
 from __future__ import annotations
 
 import contextvars
-import threading
-from types import TracebackType
-from typing import Self
+from collections.abc import Awaitable, Callable
+from types import MethodType, TracebackType
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
-from memguard.breaker._admission import Admission, Grant, in_event_loop
-from memguard.units import ByteSize, parse_bytes
+from memguard.breaker._admission import Admission
+from memguard.breaker._desk import ENTERED, HELD, NEW, OVER, WAITING, Desk, Grant
+from memguard.breaker._queue import in_event_loop
+from memguard.errors import MemoryCircuitBreakerError
+from memguard.policy import cost_bytes
+from memguard.units import ByteSize
 
-_around: contextvars.ContextVar[Reservation | None] = contextvars.ContextVar("memguard_reservation", default=None)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_around: contextvars.ContextVar[Grant | None] = contextvars.ContextVar("memguard_reservation", default=None)
+_STATES = {NEW: "new", ENTERED: "entered", WAITING: "waiting", HELD: "held", OVER: "released"}
+
+
+class _LookedUp:
+    """
+    ``__exit__`` of a reservation, which notes that it was looked up.
+
+    A ``with`` statement looks it up before it calls ``__enter__``; whoever calls ``__enter__`` does not. So a
+    reservation knows whether it has a body.
+
+    See:
+        The Python language reference, 8.5 "The with statement", steps 2 to 4.
+    """
+
+    def __init__(self, leave: Callable[..., Any]) -> None:
+        self._leave = leave
+
+    def __get__(self, held: Any, owner: type) -> Any:
+        if held is None:
+            return self._leave
+        held._has_body = True
+        return MethodType(self._leave, held)
 
 
 class Reservation:
     """
     Bytes set aside; inert until entered, with ``with`` or ``async with``.
 
-    Made by :meth:`MemoryCircuitBreaker.reserve`. What it holds is given back when it is left, by :meth:`release`, or
-    at the latest when it is garbage.
+    Made by :meth:`MemoryCircuitBreaker.reserve` and :meth:`MemoryCircuitBreaker.acquire`. What it holds is given back
+    when it is left, by :meth:`release`, or at the latest when it is garbage.
     """
 
-    # Where most reservations stay: set on the class, they cost nothing to make.
-    _state: str = "new"
-    _grant: Grant | None = None
-    _outer: Reservation | None = None
-    _token: contextvars.Token[Reservation | None] | None = None
-    _drawn_bytes = 0
-    _lent_bytes = 0
+    __slots__ = ("__weakref__", "_admission", "_desk", "_grant", "_has_body", "_is_acquired", "_timeout", "_token")
 
-    def __init__(self, admission: Admission, nbytes: int, timeout: float | None) -> None:
+    def __init__(self, desk: Desk, admission: Admission, nbytes: int, timeout: float | None) -> None:
+        self._desk = desk
         self._admission = admission
-        self._nbytes = nbytes
         self._timeout = timeout
-        self._lock = threading.Lock()
+        self._has_body = False
+        self._is_acquired = False
+        self._token: contextvars.Token[Grant | None] | None = None
+        self._grant = grant = Grant(self, desk.note_dropped)
+        grant.books = desk.books
+        grant.asked_bytes = nbytes
+        grant.nbytes = grant.drawn_bytes = grant.state = 0
+        grant.on_ramp = False
+        grant.outer = grant.around = None
 
     @property
     def nbytes(self) -> int:
         """Bytes asked for."""
-        return self._nbytes
+        return self._grant.asked_bytes
 
     def __enter__(self) -> Self:
         """
@@ -55,88 +87,155 @@ class Reservation:
         """
         if self._timeout != 0 and in_event_loop():
             raise RuntimeError("a plain `with` would block the event loop while it waits; use `async with`")
-        rest = self._begin()
-        try:
-            if self._outer is None:
-                self._grant = self._admission.enter(rest, self._timeout)
-            else:
-                self._grant = self._drawn() or self._admission.enter(rest, self._timeout, nested=True)
-        except BaseException:
-            self._give_up()
-            raise
-        self._state = "held"
-        self._token = _around.set(self)
+        desk, grant = self._desk, self._grant
+        around = _around.get()
+        if around is not None:
+            self._nest(around)
+        if not (desk.clock() < desk.stale_at and desk.take(grant)):
+            if self._is_acquired:
+                return self
+            self._take()
+            grant = self._grant
+        if self._has_body:
+            self._token = _around.set(grant)
         return self
 
     async def __aenter__(self) -> Self:
-        """Book the bytes as ``with`` does, without blocking the event loop while waiting."""
-        rest = self._begin()
-        try:
-            nested = self._outer is not None
-            self._grant = self._drawn() or await self._admission.aenter(rest, self._timeout, nested=nested)
-        except BaseException:
-            self._give_up()
-            raise
-        self._state = "held"
-        self._token = _around.set(self)
+        """
+        Book the bytes as ``with`` does, without blocking the event loop while waiting.
+
+        Raises:
+            MemoryCircuitBreakerError: They do not fit in time.
+            RuntimeError: No event loop of asyncio runs here, or it was entered before.
+        """
+        desk, grant = self._desk, self._grant
+        around = _around.get()
+        if around is not None:
+            self._nest(around)
+        if not (desk.clock() < desk.stale_at and desk.take(grant)):
+            if self._is_acquired:
+                return self
+            await self._atake()
+            grant = self._grant
+        if self._has_body:
+            self._token = _around.set(grant)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Give the bytes back."""
-        self.deactivate()
-        self.release()
+    def _leave(self, *error: object) -> None:  # noqa: ARG002 - what a `with` statement passes
+        token = self._token
+        if token is not None:
+            self._token = None
+            try:
+                _around.reset(token)
+            except (ValueError, RuntimeError):
+                # Left in another context than it was entered in (a finalized async generator), or a second time by
+                # something that came in between: there is nothing to undo here.
+                pass
+        desk = self._desk
+        back = desk.leave(self._grant)
+        if desk.queue or desk.zeros:
+            self._admission.gave_back(back)
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Give the bytes back."""
-        self.deactivate()
-        self.release()
+    async def _aleave(self, *error: object) -> None:
+        self._leave(*error)
+
+    if TYPE_CHECKING:
+
+        def __exit__(
+            self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        ) -> None:
+            """Give the bytes back."""
+
+        async def __aexit__(
+            self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        ) -> None:
+            """Give the bytes back."""
+
+    else:
+        __exit__ = _LookedUp(_leave)
+        __aexit__ = _LookedUp(_aleave)
 
     def release(self) -> None:
-        """Give the bytes back now; a second call does nothing. Bytes that a nested one drew follow when it is left."""
-        with self._lock:
-            if self._state != "held":
-                return
-            self._state = "released"
-            lent = self._lent_bytes
-        if self._outer is None and not lent:
-            assert self._grant is not None
+        """
+        Give the bytes back now; a second call does nothing. From any thread, finalizer or signal handler.
+
+        Bytes that a nested one drew follow when that is left.
+        """
+        if self._grant.state in (ENTERED, WAITING, HELD):
             self._admission.leave(self._grant)
-        else:
-            self._return(self._nbytes - lent)
 
     def resize(self, nbytes: ByteSize) -> None:
         """
-        Hold *nbytes* from now on. Growing does not wait.
+        Hold *nbytes* from now on. Growing does not wait, and draws from the reservation around it first.
 
         Raises:
             MemoryCircuitBreakerError: The growth does not fit; what was held stays held.
             RuntimeError: It is not held.
             ValueError: It would shrink below what nested reservations draw from it.
         """
-        size = parse_bytes(nbytes)
-        if self._state != "held":
-            raise RuntimeError(f"only a held reservation can be resized; this one is {self._state}")
-        if size < self._lent_bytes:
-            raise ValueError(f"nested reservations draw {self._lent_bytes} bytes from it; {size} is less")
+        size = cost_bytes(nbytes)
         grant = self._grant
-        assert grant is not None
-        growth = size - self._nbytes
+        if grant.state != HELD:
+            raise RuntimeError(f"only a held reservation can be resized; this one is {self._state}")
+        growth = size - grant.asked_bytes
         if growth > 0:
-            self._admission.grow(grant, growth)
-            with self._lock:
-                self._nbytes = size
-            return
-        with self._lock:
-            self._nbytes = size
-        self._return(-growth)
+            if not self._admission.grow(grant, growth):
+                raise RuntimeError(f"it was released while it grew to {size} bytes")
+        elif growth < 0:
+            missing = self._admission.shrink(grant, size)
+            if missing:
+                raise ValueError(f"nested reservations draw from it; {size} bytes are {missing} too few for them")
+
+    def run(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """
+        Call *fn* in the scope of this reservation, in whichever thread: what it reserves draws from this one first.
+
+        Raises:
+            RuntimeError: It is not held.
+        """
+        token = _around.set(self._held())
+        try:
+            return fn(*args, **kwargs)
+        finally:
+            _around.reset(token)
+
+    async def arun(self, fn: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """
+        Call and await *fn* in the scope of this reservation.
+
+        Raises:
+            RuntimeError: It is not held.
+        """
+        token = _around.set(self._held())
+        try:
+            return await fn(*args, **kwargs)
+        finally:
+            _around.reset(token)
+
+    def __repr__(self) -> str:
+        return f"<Reservation of {self.nbytes} bytes, {self._state}>"
+
+    # ----- for the package
+
+    def acquired(self) -> Self:
+        """Return it held, without a scope; a ``with`` around it only gives back."""
+        self.__enter__()
+        self._is_acquired = True
+        return self
+
+    async def aacquired(self) -> Self:
+        """Return it held, without a scope and without blocking the event loop."""
+        await self.__aenter__()
+        self._is_acquired = True
+        return self
+
+    def refusal(self) -> MemoryCircuitBreakerError:
+        """Return the error of one that was not given in time, and count it."""
+        return self._admission.refusal(self.nbytes)
 
     def activate(self) -> None:
-        """Make it the one that nested reservations of this context draw from."""
-        self._token = _around.set(self)
+        """Make it the one that reservations of this context draw from."""
+        self._token = _around.set(self._grant)
 
     def deactivate(self) -> None:
         """Undo :meth:`activate`."""
@@ -145,80 +244,50 @@ class Reservation:
             return
         try:
             _around.reset(token)
-        except ValueError:
-            # Left in another context than it was entered in (a finalized async generator): that one has no say here.
-            return
+        except (ValueError, RuntimeError):
+            return  # as in leaving
 
-    def __del__(self) -> None:
-        # May run inside any locked part, so it takes no lock: what was booked is freed at the next booking. What was
-        # drawn comes back to an outer that is alive only while the inner's context lives, so it stays with it.
-        grant = self._grant
-        if self._state == "held" and grant is not None and grant.nbytes:
-            self._admission.dropped.append(grant)
+    @property
+    def _state(self) -> str:
+        return _STATES[self._grant.state]
 
-    def __repr__(self) -> str:
-        return f"<Reservation of {self._nbytes} bytes, {self._state}>"
+    def _nest(self, around: Grant) -> None:
+        """Draw from the reservation of this breaker that is held around here, if there is one."""
+        if self._grant.state == NEW:
+            self._grant.around = around
+            self._grant.outer = _nearest(around, self._desk)
 
-    # ----- nesting
+    def _take(self) -> None:
+        grant = self._claimed()
+        try:
+            self._admission.enter(grant, self._timeout)
+        except BaseException:
+            self._desk.leave(grant)
+            raise
 
-    def _begin(self) -> int:
-        """Draw what the reservation around this one has left; return the bytes that are to be booked."""
-        with self._lock:
-            if self._state != "new":
-                raise RuntimeError(f"a reservation is entered once; this one is {self._state}, make another")
-            self._state = "entering"
-        outer = _around.get()
-        if outer is None:
-            return self._nbytes
-        self._outer = self._nearest(outer)
-        if self._outer is not None:
-            self._drawn_bytes = self._outer._lend(self._nbytes)
-        return self._nbytes - self._drawn_bytes
+    async def _atake(self) -> None:
+        if not in_event_loop():
+            raise RuntimeError("memguard waits on asyncio, and no event loop of asyncio runs here; use a plain `with`")
+        grant = self._claimed()
+        try:
+            await self._admission.aenter(grant, self._timeout)
+        except BaseException:
+            self._desk.leave(grant)
+            raise
 
-    def _drawn(self) -> Grant | None:
-        """Return an empty grant where the reservation around this one covers it all."""
-        if self._outer is None or self._drawn_bytes < self._nbytes:
-            return None
-        return self._admission.nothing()
+    def _claimed(self) -> Grant:
+        if not self._desk.claim(self._grant):
+            raise RuntimeError(f"a reservation is entered once; this one is {self._state}, make another")
+        return self._grant
 
-    def _nearest(self, outer: Reservation | None) -> Reservation | None:
-        """Return the reservation of this breaker that is held around this one, from *outer* outwards."""
-        while outer is not None and (outer._state != "held" or outer._admission is not self._admission):
-            outer = outer._outer
-        return outer
+    def _held(self) -> Grant:
+        if self._grant.state != HELD:
+            raise RuntimeError(f"only a held reservation has a scope; this one is {self._state}")
+        return self._grant
 
-    def _lend(self, nbytes: int) -> int:
-        with self._lock:
-            if self._state != "held":
-                return 0
-            lent = min(nbytes, self._nbytes - self._lent_bytes)
-            self._lent_bytes += lent
-            return lent
 
-    def _give_up(self) -> None:
-        self._state = "refused"
-        if self._outer is not None and self._drawn_bytes:
-            drawn, self._drawn_bytes = self._drawn_bytes, 0
-            self._outer._back(drawn)
-
-    def _back(self, nbytes: int) -> None:
-        """Take back what was lent; pass it on if this reservation is over."""
-        with self._lock:
-            self._lent_bytes -= nbytes
-            over = self._state == "released"
-        if over:
-            self._return(nbytes)
-
-    def _return(self, nbytes: int) -> None:
-        """Give *nbytes* back to where they came from: the outer one first, then the ledger."""
-        with self._lock:
-            drawn = min(nbytes, self._drawn_bytes)
-            self._drawn_bytes -= drawn
-            grant, outer = self._grant, self._outer
-        if outer is not None and drawn:
-            outer._back(drawn)
-        assert grant is not None
-        if self._state == "released" and self._lent_bytes == 0:
-            self._admission.leave(grant)
-        elif nbytes > drawn:
-            self._admission.shrink(grant, nbytes - drawn)
+def _nearest(around: Grant | None, desk: Desk) -> Grant | None:
+    """Return the grant of this desk that is held around here; those of a process before the fork do not count."""
+    while around is not None and (around.state != HELD or around.books is not desk.books):
+        around = around.around
+    return around

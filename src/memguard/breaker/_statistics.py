@@ -22,6 +22,7 @@ class BreakerStatistics:
         readings: Readings taken.
         relief_runs: How often relief ran.
         relief_freed_bytes: What it gave back in all.
+        overruns: How often calls of guarded functions were seen to take clearly more than they had reserved.
     """
 
     reserved_bytes: int
@@ -33,3 +34,4 @@ class BreakerStatistics:
     readings: int
     relief_runs: int
     relief_freed_bytes: int
+    overruns: int = 0

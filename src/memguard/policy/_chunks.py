@@ -29,9 +29,13 @@ class ChunkSize:
 
     def refused(self) -> ChunkSize | None:
         """Return the size to try next; None at the smallest."""
-        if self.items <= self.smallest:
+        return self.failed(self.items)
+
+    def failed(self, items: int) -> ChunkSize | None:
+        """Return the size to try next after a chunk of *items* did not fit; None where that was one of the smallest."""
+        if items <= self.smallest:
             return None
-        return replace(self, items=max(self.smallest, self.items // 2), calm=0)
+        return replace(self, items=max(self.smallest, min(self.items, items // 2)), calm=0)
 
     def done(self) -> ChunkSize:
         """Return the size after a chunk went through."""

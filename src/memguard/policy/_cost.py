@@ -1,52 +1,264 @@
 """
-What a call costs in bytes, learned from the peaks of calls that were measured.
+What a call costs in bytes, learned from calls that were measured while they ran alone.
 
-A measurement gives two bounds. The process grew by the lower one at least. But a call may also have reused pages that
-were free and resident already, so it needed the upper one at most.
+Beside others nobody can tell whose memory is whose, so an overlap never measures; it can only contradict what is
+believed. Costs are kept by function and by class of its arguments: within a factor of 1.4 of their size, and of the
+largest number among them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
-_MARGINS = (4.0, 2.0, 1.25)
-"""The cost is taken so many times after one, two, and more measurements: trust grows as calls agree."""
-_EAGER_SAMPLES = 8
-_SAMPLE_EVERY = 16
-_DECAY = 16
+from memguard.units import ByteSize, parse_bytes
+
+_FIRST_SOLOS, _LATER_SOLOS = 3, 2
+"""Runs alone before a class may run beside others: a function's first class, and further ones."""
+_KEPT_POINTS = 16
+_SOLO_EVERY = (16, 32, 64)
+"""Then alone again after so many calls of the class: what it costs may have changed."""
+_BOUNDED_CALLS = 16
+_TOLERANCE_BYTES = 4 * 1024**2
+_MARGIN = 1.03
+_LONGEST_PATH = 4096
+
+
+def cost_bytes(cost: ByteSize | float) -> int:
+    """
+    Return what a piece of work costs in whole bytes: a size, or a number that somebody computed, rounded up.
+
+    Raises:
+        TypeError: *cost* is neither a number nor text.
+        ValueError: It is negative, infinite or not a number, or a text that is no size.
+    """
+    if isinstance(cost, float):
+        if not 0 <= cost < math.inf:
+            raise ValueError(f"{cost!r} is not a cost; it is a number of bytes, 0 or more")
+        return math.ceil(cost)
+    return parse_bytes(cost)
+
+
+class Features(NamedTuple):
+    """
+    What the arguments of a call tell of its cost.
+
+    Attributes:
+        size: Of what they hold: bytes, items, or bytes in files.
+        number: The largest number among them.
+    """
+
+    size: float = 0.0
+    number: float = 0.0
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """The class: half an octave of each."""
+        return _half_octave(self.size), _half_octave(self.number)
+
+
+def features(args: Iterable[Any], kwargs: Mapping[str, Any]) -> Features:
+    """Return what the arguments of a call tell. Objects that do not say their size tell nothing."""
+    size = number = 0.0
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, (int, float)):
+            number = max(number, abs(float(value)) if math.isfinite(value) else 0.0)
+        else:
+            size += _size(value)
+    return Features(size, number)
+
+
+def _size(value: Any) -> float:
+    """Return the size of *value*; whatever its methods do, the answer is a number."""
+    try:
+        if isinstance(value, (os.PathLike, str)) and _may_be_path(value):
+            with contextlib.suppress(OSError, ValueError):
+                return float(Path(value).stat().st_size)
+        nbytes = getattr(value, "nbytes", None)
+        return float(len(value) if nbytes is None else nbytes)
+    except Exception:  # noqa: BLE001, RUF100 - an odd object costs its own measurement, not the call
+        return 0.0
+
+
+def _may_be_path(value: os.PathLike[str] | str) -> bool:
+    return not isinstance(value, str) or (os.sep in value and len(value) < _LONGEST_PATH)
+
+
+def _half_octave(value: float) -> int:
+    if value < 1:
+        return 0
+    mantissa, exponent = math.frexp(value)
+    return 2 * exponent + (mantissa >= math.sqrt(0.5))
+
+
+class Point(NamedTuple):
+    """A measurement: what a call with these arguments took."""
+
+    nbytes: int
+    features: Features
+
+    def scaled(self, asked: Features) -> int:
+        """Return what it tells of a call with larger arguments of the same class: more with their size, never less."""
+        growth = max(1.0, _ratio(asked.size, self.features.size), _ratio(asked.number, self.features.number))
+        return math.ceil(self.nbytes * growth)
+
+
+def _ratio(asked: float, measured: float) -> float:
+    return asked / measured if measured > 0 else 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class LearnedCost:
+class CostClass:
     """
-    The cost as far as it is known.
+    What is known of one function with arguments of one class.
 
     Attributes:
-        samples: Calls that were measured.
-        nbytes: What a call was seen to need, without a margin.
+        points: The last measurements.
+        solos: Calls that were measured alone.
+        since: Calls since the last of these.
     """
 
-    samples: int = 0
-    nbytes: int = 0
+    points: tuple[Point, ...] = ()
+    solos: int = 0
+    since: int = 0
 
-    def measured(self, low_bytes: int, high_bytes: int) -> LearnedCost:
-        """Return what is known after a call that needed *low_bytes* at least and *high_bytes* at most."""
-        # It rises at once and falls slowly: calls differ, and the next may be a large one.
-        nbytes = self.nbytes - max(0, self.nbytes - high_bytes) // _DECAY
-        return LearnedCost(self.samples + 1, max(nbytes, low_bytes))
-
-    def booked_bytes(self, room_bytes: int) -> int:
+    def estimate(self, asked: Features, spare_bytes: int) -> int | None:
         """
-        Return what the next call shall reserve where *room_bytes* are left if nobody holds any.
+        Return what a call costs; None where nothing is known.
 
-        Nothing known, it is just over half of the room: one at a time, and others still find some. A cost above the
-        room is cut to it, so that a call is tried alone rather than refused for ever.
+        The largest measurement, or the second largest where the largest stands out by no more than half of
+        *spare_bytes*, the room above the threshold, which takes one such call.
         """
-        if self.samples == 0:
-            return room_bytes // 2 + 1
-        margin = _MARGINS[min(self.samples, len(_MARGINS)) - 1]
-        return max(1, min(int(self.nbytes * margin), room_bytes))
+        sizes = sorted(point.scaled(asked) for point in self.points)
+        if not sizes:
+            return None
+        if len(sizes) >= 4 and sizes[-1] - sizes[-2] <= spare_bytes // 2:
+            return sizes[-2]
+        return sizes[-1]
 
-    def wants(self, call: int) -> bool:
-        """Tell whether the call of number *call* shall be measured."""
-        return self.samples < _EAGER_SAMPLES or call % _SAMPLE_EVERY == 0
+    def with_point(self, point: Point) -> CostClass:
+        """Return it with one measurement more."""
+        return replace(self, points=(*self.points, point)[-_KEPT_POINTS:])
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionCost:
+    """
+    What is known of one function.
+
+    Attributes:
+        classes: By the class of the arguments.
+        clean: Calls since an overrun: the more, the more may run at once.
+    """
+
+    classes: Mapping[tuple[int, int], CostClass] = field(default_factory=dict)
+    clean: int = 0
+
+    @property
+    def most_at_once(self) -> int:
+        """
+        How many calls may run at once.
+
+        The square root of those that went well: one that comes with probability p is then met by chance before many
+        run at once; in (1 - p) ** (n * n) of the cases it is not.
+        """
+        return max(1, math.isqrt(self.clean))
+
+    def of(self, asked: Features) -> CostClass:
+        """Return what is known of the class of *asked*."""
+        return self.classes.get(asked.key, CostClass())
+
+    def estimate(self, asked: Features, spare_bytes: int) -> int | None:
+        """Return what a call costs: by its class, else by the smallest one that is larger in all; None if unknown."""
+        known = self.of(asked).estimate(asked, spare_bytes)
+        if known is not None:
+            return known
+        bounds = [
+            estimate
+            for (size, number), each in self.classes.items()
+            if size >= asked.key[0] and number >= asked.key[1]
+            if (estimate := each.estimate(asked, spare_bytes)) is not None
+        ]
+        return min(bounds, default=None)
+
+    def is_known(self, asked: Features) -> bool:
+        """Tell whether enough calls of its class were measured for them to run beside others."""
+        return bool(self.of(asked).points) and self.of(asked).solos >= self._wanted_solos(asked)
+
+    def _wanted_solos(self, asked: Features) -> int:
+        return _LATER_SOLOS if any(key != asked.key for key in self.classes) else _FIRST_SOLOS
+
+    def is_due(self, asked: Features, spare_bytes: int) -> bool:
+        """Tell whether the next call with such arguments shall run alone, to be measured."""
+        known = self.of(asked)
+        wanted = self._wanted_solos(asked)
+        if not known.points:
+            return self.estimate(asked, spare_bytes) is None or known.since >= _BOUNDED_CALLS
+        if known.solos < wanted:
+            return True
+        return known.since >= _SOLO_EVERY[min(known.solos - wanted, len(_SOLO_EVERY) - 1)]
+
+    def may_be_measured(self, asked: Features) -> bool:
+        """Tell whether a call that happens to be alone is worth measuring."""
+        return self.of(asked).solos < _KEPT_POINTS
+
+    def booked_bytes(self, asked: Features, spare_bytes: int, idle_room_bytes: int) -> int:
+        """
+        Return what a call books.
+
+        Never cut to the room of the moment: only to *idle_room_bytes*, what there is when nobody runs, so that a large
+        call is tried alone rather than refused for ever. Nothing known, it is just over half of that: one at a time,
+        and others still find some.
+        """
+        estimate = self.estimate(asked, spare_bytes)
+        if estimate is None:
+            return idle_room_bytes // 2 + 1
+        solos = max(1, self.of(asked).solos)
+        return max(1, min(math.ceil(estimate * (_MARGIN + 1 / solos**2)), idle_room_bytes))
+
+    def ended(self, asked: Features) -> FunctionCost:
+        """Return what is known after a call that was not measured."""
+        known = self.of(asked)
+        return self._with(asked, replace(known, since=known.since + 1), self.clean + 1)
+
+    def measured(self, asked: Features, low_bytes: int, hidden_bytes: int, spare_bytes: int) -> FunctionCost:
+        """
+        Return what is known after a call that ran alone.
+
+        Args:
+            asked: Its arguments.
+            low_bytes: What the process grew by: it needed that much at least.
+            hidden_bytes: What Python's own allocator had in hand when it began, and may have used without a trace.
+            spare_bytes: The room above the threshold.
+        """
+        known = replace(self.of(asked), since=0)
+        estimate = known.estimate(asked, spare_bytes)
+        # A measurement that much could hide in tells nothing by being low; repeated, it would only push others out.
+        telling = estimate is None or low_bytes >= estimate or hidden_bytes < low_bytes // 16
+        if telling or (estimate is not None and low_bytes + hidden_bytes < estimate):
+            known = known.with_point(Point(low_bytes, asked))
+        return self._with(asked, replace(known, solos=known.solos + 1), self.clean + 1)
+
+    def contradicted(self, asked: Features, more_bytes: int, spare_bytes: int) -> FunctionCost:
+        """Return what is known after calls took *more_bytes* more than was believed, this one perhaps among them."""
+        known = self.of(asked)
+        estimate = self.estimate(asked, spare_bytes) or 0
+        return self._with(asked, known.with_point(Point(estimate + more_bytes, asked)), self.clean // 4)
+
+    def _with(self, asked: Features, known: CostClass, clean: int) -> FunctionCost:
+        return FunctionCost({**self.classes, asked.key: known}, clean)
+
+
+def tolerance_bytes(total_bytes: int) -> int:
+    """Return by how much calls may exceed *total_bytes*, what is believed of them, without being doubted."""
+    return max(_TOLERANCE_BYTES, total_bytes // 8)
+
+
+def is_overrun(booked_bytes: int, peak_bytes: int) -> bool:
+    """Tell whether a call that booked *booked_bytes* took clearly more: half as much again, and 4 MiB."""
+    return peak_bytes > booked_bytes * 3 // 2 + _TOLERANCE_BYTES

@@ -28,7 +28,7 @@ from memguard.forking import forget_in_child
 from memguard.sampling._files import KeptFile, write_once
 from memguard.sampling._notes import Notes
 from memguard.sampling._procfs import kilobytes, resident_bytes
-from memguard.turns import Bell
+from memguard.turns import Bell, disown
 
 MeterName: TypeAlias = Literal["kernel", "tracemalloc", "sampled"]
 _log = logging.getLogger("memguard")
@@ -169,10 +169,15 @@ class _SampledMark:
 
     def start(self) -> None:
         end, first = Bell(), False
-        with self._lock:
+        try:
+            self._lock.acquire()
             if self._end is None:
                 self._end = end
                 first = True
+            self._lock.release()
+        except BaseException:
+            disown(self._lock)
+            raise
         if not first:
             return
         try:
@@ -187,8 +192,13 @@ class _SampledMark:
             raise
 
     def stop(self) -> None:
-        with self._lock:
+        try:
+            self._lock.acquire()
             end, self._end = self._end, None
+            self._lock.release()
+        except BaseException:
+            disown(self._lock)
+            raise
         if end is not None:
             end.ring()  # not waited for: this may be the watching thread itself, in a finalizer
 
@@ -264,6 +274,20 @@ class _Blocks:
             return current, self._notes.highest(block._since)
         finally:
             self._close(block._number)
+
+    def lap(self, block: PeakMeasurement) -> tuple[int, int]:
+        """
+        Return (bytes now, the most that was noted since *block* began or had its last lap), and begin its next one.
+
+        Raises:
+            OSError: This mark cannot be read or reset now.
+        """
+        current = self._fold()
+        self.mark.reset()
+        highest = self._notes.highest(block._since)
+        block._since = next(self._tickets)
+        self._newest = max(self._newest, block._since)
+        return current, max(highest, current)
 
     def _fold(self) -> int:
         """Read the mark and note it; return the bytes now."""
@@ -373,6 +397,17 @@ class PeakMeasurement:
             end_bytes = resident_bytes() or self.before_bytes
         self.peak_bytes = max(0, max(peak_bytes, end_bytes) - self.before_bytes)
         self.kept_bytes = end_bytes - self.before_bytes
+
+    def lap(self) -> tuple[int, int]:
+        """
+        Return (bytes now, the most since the block began or since its last lap): resident, not growth.
+
+        Raises:
+            OSError: The meter refuses to be read now.
+        """
+        if self._blocks is None:
+            raise RuntimeError("this measurement was never entered")
+        return self._blocks.lap(self)
 
     def _enter(self) -> int:
         for meter in self._meters:

@@ -4,29 +4,27 @@ The same job on an event loop, which stays responsive.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import inspect
 import time
-from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from concurrent.futures import Executor
-from dataclasses import dataclass
-from itertools import islice
-from typing import Any, Generic, TypeVar, cast
+from typing import TypeVar, cast
 
-from memguard.errors import MemoryCircuitBreakerError
 from memguard.policy import slice_size
-from memguard.streams._chunked import weigh
-from memguard.streams._job import Job, OnPressure, Stopped, call, check_executor
-from memguard.streams._pacer import LoopPacer, check_max_block, yield_to_loop
+from memguard.streams._admission import aadmitted
+from memguard.streams._apool import AsyncPool
+from memguard.streams._arguments import check_seconds
+from memguard.streams._held import Held
+from memguard.streams._job import Job, OnMemoryError, OnPressure, call, check_executor, raise_what_none_may_swallow
+from memguard.streams._pacer import yield_to_loop
 from memguard.streams._report import ChunkReport
+from memguard.streams._source import AsyncSource
+from memguard.streams._turns import running_loop
 from memguard.units import ByteSize
-from memguard.values import Gate, Hold, Progress
+from memguard.values import Gate, Progress
 
 T = TypeVar("T")
 R = TypeVar("R")
-_PIECE_SECONDS = 0.0002
 
 
 async def aprocess_in_chunks(
@@ -45,6 +43,8 @@ async def aprocess_in_chunks(
     min_chunk_size: int | None = None,
     stop_when: Callable[[R], bool] | None = None,
     on_pressure: OnPressure = "shrink",
+    patience: float | None = 60.0,
+    on_memory_error: OnMemoryError = "raise",
     max_block: float | None = 0.002,
 ) -> ChunkReport[R]:
     """
@@ -54,8 +54,16 @@ async def aprocess_in_chunks(
     without an executor gets slices of about *max_block* seconds, at most *chunk_size* items, or whole chunks where
     *max_block* is None; the breaker is still asked once a chunk, and results are one for each call.
 
+    An async source that ends in CancelledError although nobody cancelled this task is no complete one: what it gave is
+    done, and the CancelledError is raised. One that is left early is always closed, by ``aclose()`` in this task:
+    left open, the loop would close it in some other.
+
     The other arguments and the errors are those of :func:`process_in_chunks`.
+
+    Raises:
+        RuntimeError: The running loop is not one of asyncio's.
     """
+    running_loop()
     is_async = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__)
     width = check_executor(executor, concurrency, needed=not is_async)
     if is_async and executor is not None:
@@ -71,197 +79,80 @@ async def aprocess_in_chunks(
         min_chunk_size=min_chunk_size,
         stop_when=stop_when,
         on_pressure=on_pressure,
+        patience=patience,
+        on_memory_error=on_memory_error,
     )
-    block = None if max_block is None else check_max_block(max_block)
-    async with _Source(items, job, block) as source:
+    block = None if max_block is None else check_seconds(max_block, "max_block")
+    source = AsyncSource(items, job.shelf, block)
+    del items
+    try:
         if is_async or executor is not None:
-            start = _starter(fn, executor)
-            complete = await _at_once(source, start, job, width, ordered=ordered)
+            await AsyncPool(source, fn, job, executor, width, ordered=ordered).run()
         else:
-            complete = await _sliced(source, cast("Callable[[list[T]], R]", fn), job, block)
-    return job.end(complete=complete)
+            await _sliced(source, cast("Callable[[list[T]], R]", fn), job, block)
+    except GeneratorExit:  # thrown away with its loop: nothing can be awaited any more
+        raise
+    except BaseException:
+        await source.close(theirs=not job.gave_up)
+        raise_what_none_may_swallow(source.reader)
+        raise
+    await source.close()
+    return job.conclude(source.reader)
 
 
-class _Source(Generic[T]):
-    """Takes items, and lets the loop have its turn between them."""
-
-    def __init__(self, items: Iterable[T] | AsyncIterable[T], job: Job[Any], max_block: float | None) -> None:
-        self._items: AsyncIterator[T] | Iterator[T]
-        if isinstance(items, AsyncIterable):
-            self._items = items.__aiter__()
-        else:
-            self._items = iter(items)
-        self._job = job
-        self._pacer = LoopPacer(max_block or 0.002)
-        self._paced = max_block is not None
-        self._piece = 1
-        self.index = 0
-
-    async def __aenter__(self) -> _Source[T]:
-        await self._pacer.__aenter__()
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        await self._pacer.__aexit__(None, None, None)
-
-    async def take(self, count: int) -> list[T]:
-        """Return up to *count* items, fewer where the byte budget is used up; none at the end."""
-        budget = None if self._job.budget is None else max(1, self._job.needed_bytes)
-        taken: list[T] = []
-        weight = 0
-        while len(taken) < count and (budget is None or weight < budget):
-            wanted = min(self._piece, count - len(taken))
-            began = time.perf_counter()
-            part = await self._some(wanted)
-            if not part:
-                break
-            taken += part
-            if budget is not None:
-                weight += weigh(part)
-            self._piece = slice_size(len(part), time.perf_counter() - began, _PIECE_SECONDS)
-            if budget is not None:
-                # A sixteenth of the budget at a time, so that items which grow are noticed.
-                self._piece = max(1, min(self._piece, int(budget / 16 / max(1, weight / len(taken)))))
-            if self._paced:
-                await self._pacer.tick()
-        self.index += len(taken)
-        return taken
-
-    async def _some(self, count: int) -> list[T]:
-        if not isinstance(self._items, AsyncIterator):
-            return list(islice(self._items, count))
-        part: list[T] = []
-        async for item in self._items:
-            part.append(item)
-            if len(part) >= count:
-                break
-        return part
-
-
-@contextlib.asynccontextmanager
-async def _admitted(job: Job[R]) -> AsyncIterator[None]:
-    """Ask until the next chunk is admitted; hold what it needs."""
-    async with contextlib.AsyncExitStack() as stack:
-        while True:
-            hold: Hold | None
-            try:
-                hold = job.ask()
-                if hold is not None:
-                    await stack.enter_async_context(hold)
-            except MemoryCircuitBreakerError as error:
-                waited = job.refused(error)
-                if waited is None:
-                    continue
-                await stack.enter_async_context(waited)
-            break
-        yield
-
-
-async def _sliced(source: _Source[T], fn: Callable[[list[T]], R], job: Job[R], max_block: float | None) -> bool:
-    """Run a sync *fn* on the loop; tell whether the source came to its end."""
-    piece = 1
-    try:
-        while not job.stopping:
-            async with _admitted(job):
-                left = job.size.items
-                while left and not job.stopping:
-                    if max_block is None:
-                        piece = left
-                    began = source.index
-                    items = await source.take(min(piece, left))
-                    if not items:
-                        if left < job.size.items:
-                            job.chunk_over()
-                        return True
-                    start = time.perf_counter()
-                    job.finished(began, len(items), call(fn, items))
-                    left -= len(items)
-                    if max_block is not None:
-                        piece = slice_size(len(items), time.perf_counter() - start, max_block)
-                        await yield_to_loop()
-            job.chunk_over()
-    except Stopped:
-        pass
-    return False
-
-
-def _starter(fn: Any, executor: Executor | None) -> Callable[[list[Any]], Awaitable[Any]]:
-    if executor is None:
-        return lambda items: _called(fn, items)
-    return lambda items: asyncio.wrap_future(executor.submit(call, fn, items))
-
-
-async def _called(fn: Callable[[list[T]], Awaitable[R]], items: list[T]) -> R:
-    return await fn(items)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Running(Generic[R]):
-    future: asyncio.Future[R]
-    index: int
-    items: int
-    stack: contextlib.AsyncExitStack
-
-
-async def _at_once(
-    source: _Source[T], start: Callable[[list[T]], Awaitable[R]], job: Job[R], width: int, *, ordered: bool
-) -> bool:
-    """Run at most *width* chunks at once; tell whether the source came to its end."""
-    running: deque[_Running[R]] = deque()
-    complete = False
-    try:
+async def _sliced(source: AsyncSource[T], fn: Callable[[list[T]], R], job: Job[R], max_block: float | None) -> None:
+    """Run a sync *fn* on the loop."""
+    slices = _Slices(source, fn, job, max_block)
+    while not job.stopping and await source.more():
+        held = await aadmitted(job, lambda: False, _nothing)
+        if held is None:
+            return
         try:
-            while not job.stopping:
-                if len(running) >= width:
-                    await _collect(running, job, ordered=ordered)
-                    continue
-                if not await _start(source, start, job, running):
-                    complete = True
-                    break
-        except Stopped:
-            pass
-        while running:
-            await _collect(running, job, ordered=ordered)
-    finally:
-        await _abandon(running)
-    return complete
+            await slices.do_chunk(held)
+        finally:
+            await held.aleave()
+        job.chunk_over()
 
 
-async def _start(
-    source: _Source[T],
-    start: Callable[[list[T]], Awaitable[R]],
-    job: Job[R],
-    running: deque[_Running[R]],
-) -> bool:
-    async with contextlib.AsyncExitStack() as stack:
-        await stack.enter_async_context(_admitted(job))
-        index = source.index
-        items = await source.take(job.size.items)
-        if not items:
-            return False
-        future = asyncio.ensure_future(start(items))
-        running.append(_Running(future, index, len(items), stack.pop_all()))
-    return True
+async def _nothing() -> None:
+    pass
 
 
-async def _collect(running: deque[_Running[R]], job: Job[R], *, ordered: bool) -> None:
-    waited = [running[0].future] if ordered else [each.future for each in running]
-    done, _ = await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-    first = next(each for each in running if each.future in done)
-    running.remove(first)
-    async with first.stack:
-        job.finished(first.index, first.items, first.future.result())
-    job.chunk_over()
+class _Slices:
+    """Does a chunk in slices so short that the loop has its turn between them."""
 
+    def __init__(
+        self, source: AsyncSource[T], fn: Callable[[list[T]], R], job: Job[R], max_block: float | None
+    ) -> None:
+        self._source, self._fn, self._job = source, fn, job
+        self._max_block = max_block
+        self._length = 1
 
-async def _abandon(running: deque[_Running[R]]) -> None:
-    """After an error or a cancellation: stop what runs, give back what it held."""
-    for each in running:
-        each.future.cancel()
-    if running:
-        await asyncio.wait([each.future for each in running])
-    for each in running:
-        if not each.future.cancelled():
-            each.future.exception()  # seen: only the first error is the caller's
-        await each.stack.aclose()
-    running.clear()
+    async def do_chunk(self, held: Held) -> None:
+        job = self._job
+        left = job.size.items
+        while left > 0 and not job.stopping and await self._source.more():
+            done = await self._do_slice(held, left if self._max_block is None else min(self._length, left))
+            # Where memory ran out, the slices of this chunk are shorter from now on.
+            left = left - done if done else min(left, job.size.items)
+            if self._max_block is not None:
+                await yield_to_loop()
+
+    async def _do_slice(self, held: Held, most: int) -> int:
+        """Do up to *most* items; return how many were done, 0 where they have to be done again."""
+        job = self._job
+        chunk = await self._source.take(most, job.chunk_bytes)
+        items = len(chunk.items)
+        began = time.perf_counter()
+        try:
+            result = held.run(call, self._fn, chunk.items)
+        except MemoryError:
+            if not job.runs_again(items):
+                raise
+            job.shelf.put_back(chunk)
+            self._length = job.size.items
+            return 0
+        job.finished(chunk.index, items, result)
+        if self._max_block is not None:
+            self._length = slice_size(items, time.perf_counter() - began, self._max_block)
+        return items

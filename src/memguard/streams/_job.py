@@ -1,35 +1,54 @@
 """
-What the sync and the async job have in common: arguments, admission of a chunk, and the books.
+What the sync and the async job have in common: arguments, what follows on a refusal, and the books.
+
+Nothing here waits.
 """
 
 from __future__ import annotations
 
-import contextlib
+import enum
 import time
 from collections.abc import Callable, Sized
 from concurrent.futures import Executor
-from typing import Any, Generic, Literal, TypeAlias, TypeVar, get_args
+from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, cast, get_args
 
 from memguard.errors import ChunksRefusedError, MemoryCircuitBreakerError
 from memguard.policy import ChunkSize
 from memguard.settings import settings
-from memguard.streams._chunked import check_budget, check_count
+from memguard.streams._arguments import check_budget, check_count, check_seconds
+from memguard.streams._held import Held
 from memguard.streams._report import Account, ChunkReport
+from memguard.streams._shelf import Shelf
 from memguard.units import ByteSize, format_bytes
 from memguard.values import Gate, Hold, Progress, gate_of
 
 T = TypeVar("T")
 R = TypeVar("R")
 OnPressure: TypeAlias = Literal["shrink", "wait", "partial", "raise"]
+OnMemoryError: TypeAlias = Literal["raise", "shrink"]
 DEFAULT_CHUNK_SIZE = 10_000
 
 
-class Stopped(Exception):  # noqa: N818 - not an error: the job ends early, with a report
-    """No further chunk shall be started."""
+class Step(enum.Enum):
+    """What follows on a refusal."""
+
+    AGAIN = "ask again, for a smaller chunk"
+    COLLECT = "wait until one of the chunks that run is done, and ask again"
+    WAIT = "wait for room, as long as the job's patience lasts"
+    STOP = "end the job with what is done"
+    RAISE = "raise the refusal"
 
 
 class Job(Generic[R]):
-    """One run over many items: sizes, the gate, the books."""
+    """
+    One run over many items: sizes, the gate, the books.
+
+    Attributes:
+        size: How large the next chunk shall be.
+        shelf: Items that were taken and are not done.
+        stopping: No further chunk shall be begun.
+        gave_up: It ends because chunks were refused; the caller may go on with the source.
+    """
 
     def __init__(
         self,
@@ -44,69 +63,127 @@ class Job(Generic[R]):
         min_chunk_size: int | None,
         stop_when: Callable[[R], bool] | None,
         on_pressure: OnPressure,
+        patience: float | None,
+        on_memory_error: OnMemoryError,
     ) -> None:
-        if chunk_size is None:
-            chunk_size = settings().chunk_size
-        largest = check_count(DEFAULT_CHUNK_SIZE if chunk_size is None else chunk_size, "chunk_size")
-        smallest = max(1, largest // 4)
-        if min_chunk_size is not None:
-            smallest = check_count(min_chunk_size, "min_chunk_size")
-        if smallest > largest:
-            raise ValueError(f"min_chunk_size={smallest} is above chunk_size={largest}")
-        if on_pressure not in get_args(OnPressure):
-            raise ValueError(f"on_pressure is one of {', '.join(get_args(OnPressure))}; got {on_pressure!r}")
+        self.size = _sizes(chunk_size, min_chunk_size)
+        self.budget = check_budget(max_bytes)
+        self.patience = None if patience is None else check_seconds(patience, "patience", or_zero=True)
+        self._on_pressure = _check_choice(on_pressure, "on_pressure", get_args(OnPressure))
+        self._on_memory_error = _check_choice(on_memory_error, "on_memory_error", get_args(OnMemoryError))
         if total is None and isinstance(items, Sized):
             total = len(items)
-        if total is not None and total < 0:
-            raise ValueError(f"total is 0 items or more, got {total}")
-        self.size = ChunkSize(largest, smallest, largest)
-        self.budget = check_budget(max_bytes)
+        if total is not None:
+            total = check_count(total, "total", least=0)
+        if self._on_pressure == "wait":
+            self.patience = None
         self.gate = gate_of(breaker)
         self.account: Account[R] = Account(total, on_progress, on_result, time.monotonic)
+        self.shelf: Shelf[Any] = Shelf()
         self._stop_when = stop_when
-        self._on_pressure = on_pressure
-        self.stopping = False
+        self._shrunk = self._ran_out = False
+        self.stopping = self.gave_up = False
+
+    # ----- admission
 
     @property
-    def needed_bytes(self) -> int:
+    def chunk_bytes(self) -> int | None:
+        """What the next chunk may weigh; None where nobody asked."""
+        return None if self.budget is None else max(1, self._needed_bytes)
+
+    @property
+    def _needed_bytes(self) -> int:
         """What the next chunk is about to need: its share of the byte budget, or nothing that is known."""
         return 0 if self.budget is None else self.budget * self.size.items // self.size.largest
 
-    def ask(self) -> Hold | None:
+    def ask(self) -> Held:
         """
-        Return what to hold while the next chunk runs, or None where asking was enough.
+        Return what to hold while the next chunk runs, not entered yet.
 
         Raises:
             MemoryCircuitBreakerError: It is refused.
         """
         self.account.saw(self.gate.check())
-        return self.gate.reserve(self.needed_bytes) if self.budget is not None else None
+        return Held(self.gate.reserve(self._needed_bytes) if self.budget is not None else None)
 
-    def refused(self, error: MemoryCircuitBreakerError) -> Hold | None:
+    def ask_for_room(self, seconds: float | None) -> Held:
+        """Return what to hold, not entered yet; entering it waits up to *seconds*, for ever if None."""
+        hold: Hold = self.gate.reserve(self._needed_bytes, timeout=seconds)
+        return Held(hold)
+
+    def refused(self, error: MemoryCircuitBreakerError, *, running: bool) -> Step:
         """
-        Decide what to do about a refused chunk: return None to ask again, or what to wait for.
+        Decide what to do about a refused chunk.
+
+        Args:
+            error: The refusal.
+            running: Whether chunks of this job run: their bytes come back.
 
         Raises:
-            Stopped: The job ends here, with what it has.
-            MemoryCircuitBreakerError: The caller shall know.
+            ChunksRefusedError: The caller shall know, and what is done.
         """
         if self._on_pressure == "raise":
-            raise error
-        if self._on_pressure == "wait":
-            return self.gate.reserve(self.needed_bytes, timeout=None)
+            self.give_up(error)
+            return Step.RAISE
+        if self._on_pressure == "shrink" and self._shrink(error):
+            return Step.AGAIN
+        if running:
+            return Step.COLLECT
         if self._on_pressure == "partial":
             self.account.warnings.append(f"stopped after {self.account.items_done} items: {error}")
-            raise Stopped
+            self.stopping = self.gave_up = True
+            return Step.STOP
+        if never_fits(error) or self.patience == 0:
+            self.give_up(error)
+            return Step.RAISE
+        return Step.WAIT
+
+    def give_up(self, error: MemoryCircuitBreakerError) -> None:
+        """
+        Note that the job ends, and what is done; the caller raises *error* if this does not raise.
+
+        Raises:
+            ChunksRefusedError: With what is done, where chunks were made smaller first.
+        """
+        self.gave_up = True
+        report = self._report(complete=False)
+        if self._on_pressure == "shrink":
+            raise ChunksRefusedError(error, report) from error
+        # No attribute of the class: whoever uses a breaker by itself has no report. But results shall not be lost.
+        cast("Any", error).report = report
+
+    def _shrink(self, error: MemoryCircuitBreakerError) -> bool:
         smaller = self.size.refused()
         if smaller is None:
-            raise ChunksRefusedError(error, self.account.report(complete=False)) from error
-        if self.size.items == self.size.largest:
+            return False
+        if not self._shrunk or self.size.items == self.size.largest:
+            self._shrunk = True
             self.account.warnings.append(
                 f"chunks were made smaller than {self.size.largest} items: "
                 f"{format_bytes(error.usage.used_bytes)} of {format_bytes(error.usage.limit_bytes)} in use"
             )
         self.size = smaller
-        return None
+        return True
+
+    # ----- the books
+
+    @property
+    def keeps_items(self) -> bool:
+        """Whether the items of a chunk that runs may be needed again."""
+        return self._on_memory_error == "shrink"
+
+    def runs_again(self, items: int) -> bool:
+        """Decide whether a chunk of *items* in which memory ran out is done again in smaller ones."""
+        smaller = self.size.failed(items) if self.keeps_items else None
+        if smaller is None:
+            return False
+        if not self._ran_out:
+            self._ran_out = True
+            self.account.warnings.append(
+                f"the function raised MemoryError on {items} items; such chunks were run again in smaller ones"
+            )
+        self.size = smaller
+        return True
 
     def finished(self, index: int, items: int, result: R) -> None:
         """Book a call of the function that returned."""
@@ -119,15 +196,62 @@ class Job(Generic[R]):
         self.size = self.size.done()
         self.account.tell(self.size.items, self.gate.level)
 
-    def end(self, *, complete: bool) -> ChunkReport[R]:
-        """Tell for the last time; return the report."""
+    def conclude(self, source: Failing) -> ChunkReport[R]:
+        """
+        Raise the error of *source*, now that all items before it are done; return the report if there is none.
+
+        A job that stopped before the items ran out has a report to hand over: there an error is one of its warnings.
+        """
+        if self.stopping and isinstance(source.error, Exception):
+            self.account.warnings.append(f"the source failed before its end: {source.error!r}")
+            source.error = None
+        source.raise_error()
+        complete = not self.stopping
         self.account.tell(self.size.items, self.gate.level, complete=complete, final=True)
-        return self.account.report(complete=complete)
+        return self._report(complete=complete)
+
+    def _report(self, *, complete: bool) -> ChunkReport[R]:
+        return self.account.report(complete=complete, pending=self.shelf.pending)
 
 
-def held(hold: Hold | None) -> contextlib.AbstractContextManager[Any]:
-    """Return a context that enters *hold* if there is one."""
-    return contextlib.nullcontext() if hold is None else hold
+class Failing(Protocol):
+    """A reader, with the error that it keeps back."""
+
+    error: BaseException | None
+
+    def raise_error(self) -> None:
+        """Raise it, and forget it."""
+
+
+def raise_what_none_may_swallow(source: Failing) -> None:
+    """Beside an error of the job, raise a KeyboardInterrupt or the like of *source*; forget any other error of it."""
+    if isinstance(source.error, Exception):
+        source.error = None
+    source.raise_error()
+
+
+def never_fits(error: MemoryCircuitBreakerError) -> bool:
+    """Tell whether waiting is of no use, as the error itself says."""
+    retry_after: float | None = error.retry_after
+    return retry_after is None
+
+
+def _sizes(chunk_size: int | None, min_chunk_size: int | None) -> ChunkSize:
+    if chunk_size is None:
+        chunk_size = settings().chunk_size
+    largest = check_count(DEFAULT_CHUNK_SIZE if chunk_size is None else chunk_size, "chunk_size")
+    smallest = max(1, largest // 4)
+    if min_chunk_size is not None:
+        smallest = check_count(min_chunk_size, "min_chunk_size")
+    if smallest > largest:
+        raise ValueError(f"min_chunk_size={smallest} is above chunk_size={largest}")
+    return ChunkSize(largest, smallest, largest)
+
+
+def _check_choice(value: Any, name: str, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise ValueError(f"{name} is one of {', '.join(choices)}; got {value!r}")
+    return str(value)
 
 
 def check_executor(executor: Executor | None, concurrency: int, *, needed: bool) -> int:

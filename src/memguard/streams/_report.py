@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from memguard.values import Level, MemoryUsage, Progress
 
@@ -29,6 +29,8 @@ class ChunkReport(Generic[R]):
         warnings: What went otherwise than asked, in words.
         seconds: How long it took.
         peak_bytes: Growth of what is in use, as the breaker saw it; None where it did not look.
+        pending: Items that were taken from the source and not done, from *next_index* on: with an iterator, go on with
+            these and then with the iterator.
     """
 
     results: list[R]
@@ -39,6 +41,7 @@ class ChunkReport(Generic[R]):
     warnings: tuple[str, ...]
     seconds: float
     peak_bytes: int | None
+    pending: tuple[Any, ...] = ()
 
 
 @dataclass(slots=True)
@@ -100,7 +103,7 @@ class Account(Generic[R]):
             # A broken progress bar must not stop the job.
             _log.exception("on_progress %r failed", self.on_progress)
 
-    def report(self, *, complete: bool) -> ChunkReport[R]:
+    def report(self, *, complete: bool, pending: tuple[Any, ...] = ()) -> ChunkReport[R]:
         """Return what was done."""
         peak = None if self._first_used is None else self._most_used - self._first_used
         return ChunkReport(
@@ -112,6 +115,7 @@ class Account(Generic[R]):
             tuple(self.warnings),
             self.clock() - self._began,
             peak,
+            pending,
         )
 
     def _progress(self, chunk_size: int, level: Level, *, complete: bool) -> Progress:
