@@ -351,6 +351,24 @@ def test_where_no_thread_can_be_started_the_ends_of_blocks_are_seen(monkeypatch,
     assert mark._end is None
 
 
+@linux
+def test_without_a_descriptor_no_growth_is_made_up(monkeypatch):
+    """A size that is not known at the start, and is at the end, must not look like growth."""
+
+    def fail(*_, **__):
+        raise OSError(errno.EMFILE, "no")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files.os, "pread", fail)
+        patched.setattr("memguard.sampling._portable.process_bytes", fail)
+        peak = measure_cheaply().__enter__()
+    peak.__exit__(None, None, None)
+
+    assert peak.meter == "sampled"
+    assert peak.before_bytes > 0
+    assert peak.peak_bytes < 8 * MIB
+
+
 def test_where_python_refuses_tracemalloc_the_resident_size_is_sampled(monkeypatch):
     """As an interpreter beside the main one does from Python 3.13 on."""
     monkeypatch.setitem(sys.modules, "tracemalloc", None)

@@ -13,7 +13,9 @@ from typing import Protocol
 from memguard.turns import Bell
 
 _log = logging.getLogger("memguard")
-_LONGEST_JOIN_SECONDS = 10.0
+_LONGEST_JOIN_SECONDS = 5.0
+"""Where a signal handler stops it that interrupted what its thread waits for, a log handler's lock say, all of this
+passes; and a container is killed ten seconds after SIGTERM."""
 _PAUSE_SECONDS = 1.0
 """After a beat that failed: the next may fail as well, and at once."""
 
@@ -65,7 +67,7 @@ class Clockwork:
         self._done.ring()
 
     def stop(self) -> None:
-        """End the thread and wait for it, for ten seconds at most; from inside itself, without waiting."""
+        """End the thread and wait for it, for five seconds at most; from inside itself, without waiting."""
         self._done.ring()
         if self._thread is threading.current_thread():
             return
@@ -74,7 +76,8 @@ class Clockwork:
         except RuntimeError:
             return  # it was not started yet: this is a signal handler in the middle of that
         if self._thread.is_alive():
-            _log.warning("%s: a listener or sampler has not returned for 10 s; it is left behind", self._thread.name)
+            text = "%s: a listener or sampler has not returned for %g s; it is left behind"
+            _log.warning(text, self._thread.name, _LONGEST_JOIN_SECONDS)
 
 
 def _run(thing: Callable[[], Beating | None], done: Bell, at_end: Callable[[], object]) -> None:

@@ -100,9 +100,11 @@ class CollectorTime:
 
     def remove(self) -> None:
         """Listen no more."""
-        if self._hear in gc.callbacks:
-            gc.callbacks.remove(self._hear)
-        self._began = None
+        try:
+            while True:  # a signal handler may have come in between when it was installed
+                gc.callbacks.remove(self._hear)
+        except ValueError:
+            self._began = None
 
     def _hear(self, phase: str, info: dict[str, Any]) -> None:  # noqa: ARG002 - the collector's signature
         if phase == "start":

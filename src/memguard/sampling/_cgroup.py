@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from memguard.sampling._files import MaybeFile
+from memguard.sampling._files import MaybeFile, Troubles
 
 # v1 writes "no limit" as the largest multiple of the page size below 2**63; pages are 4 to 64 KiB.
 _NO_LIMIT_V1 = 2**63 - 2**16
@@ -213,7 +213,8 @@ class Charge(NamedTuple):
         limit_bytes: What may be used.
         usage_bytes: All that is charged: at least what is used.
         source: Where the limit comes from.
-        used_bytes: Asked for what is used, of which nothing can be had again; dearer than the rest. None: all of it.
+        used_bytes: Asked for what is used, of which nothing can be had again; dearer than the rest, and an OSError
+            where that cannot be read and never could. None: all of it.
     """
 
     limit_bytes: int
@@ -239,6 +240,7 @@ class LevelFiles:
         name: The group's path, for people.
         hides_ancestors: Whether levels above this one exist that cannot be seen.
         vouched: As for :class:`~memguard.sampling._files.KeptFile`.
+        troubles: Is told where page cache counts as it was last.
 
     See:
         https://docs.kernel.org/admin-guide/cgroup-v2.html, "memory.stat"; mm/vmscan.c (``shrink_folio_list``) and
@@ -246,7 +248,14 @@ class LevelFiles:
     """
 
     def __init__(
-        self, version: int, directory: Path, name: str, *, hides_ancestors: bool = False, vouched: bool = False
+        self,
+        version: int,
+        directory: Path,
+        name: str,
+        *,
+        hides_ancestors: bool = False,
+        vouched: bool = False,
+        troubles: Troubles | None = None,
     ) -> None:
         self.directory = directory
         self._hides_ancestors = hides_ancestors
@@ -261,6 +270,7 @@ class LevelFiles:
             (source, MaybeFile(directory / file, most_bytes=64, vouched=vouched)) for source, file in limits.items()
         )
         self._stat = MaybeFile(directory / "memory.stat", vouched=vouched)
+        self._troubles = Troubles() if troubles is None else troubles
         # What could be read last; a limit of None is known, too: there was none.
         self._last_limit: tuple[tuple[int, str] | None] | None = None
         self._last_usage: int | None = None
@@ -308,7 +318,10 @@ class LevelFiles:
             return None
         except OSError:
             usage = self._last_usage
-        return None if usage is None else self._used_of(usage, 0)
+        try:
+            return None if usage is None else self._used_of(usage, 0)
+        except OSError:
+            return None
 
     def charge(self, most_bytes: int | None, own_bytes: int = 0) -> Charge | None:
         """
@@ -376,13 +389,17 @@ class LevelFiles:
     def _cache_bytes(self) -> int:
         try:
             stat = _lines(self._stat.read())
-        except OSError:
-            return self._last_cache_bytes or 0
+        except OSError as error:
+            known = self._last_cache_bytes
+            if known is None and not isinstance(error, (FileNotFoundError, PermissionError)):
+                raise
+            self._troubles.note(error, "page cache counts as it was last")
+            return known or 0
         self._last_cache_bytes = cache = sum(_stat_value(stat, key) or 0 for key in self._stat_keys)
         return cache
 
 
-def level_files(place: Place) -> list[LevelFiles]:
+def level_files(place: Place, troubles: Troubles) -> list[LevelFiles]:
     """Return the levels of *place*, the process's own first; somebody vouches for their descriptors."""
     top = len(place.directories) - 1
     return [
@@ -393,6 +410,7 @@ def level_files(place: Place) -> list[LevelFiles]:
             # Counted at the top: what it uses is the nearest that can be seen to the hidden ancestor's use.
             hides_ancestors=place.version == 1 and place.hides_ancestors and depth == top,
             vouched=True,
+            troubles=troubles,
         )
         for depth, (directory, name) in enumerate(zip(place.directories, place.names, strict=True))
     ]

@@ -24,6 +24,7 @@ from pathlib import Path
 from memguard.forking import forget_in_child
 
 _MOST_BYTES = 16_384
+_CLOEXEC: int = getattr(os, "O_CLOEXEC", 0)  # Windows has none: its descriptors are not inherited
 _log = logging.getLogger("memguard")
 
 
@@ -111,7 +112,7 @@ class KeptFile:
             self.close()
 
     def _read_anew(self) -> bytes:
-        number = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        number = os.open(self.path, os.O_RDONLY | _CLOEXEC)
         try:
             text = os.pread(number, self._most_bytes, 0)
             if _is_spare(number):
@@ -213,7 +214,7 @@ def write_once(path: Path, text: bytes) -> None:
     Raises:
         OSError: As the kernel says.
     """
-    number = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    number = os.open(path, os.O_WRONLY | _CLOEXEC)
     try:
         os.write(number, text)
     finally:

@@ -99,7 +99,10 @@ class Machine:
             charges.append(Charge(*host, "host"))
         if not charges:
             raise SamplingError("nothing here limits memory, and the machine does not say its size; pass a limit")
-        limit, used, source = _tightest(charges)
+        try:
+            limit, used, source = _tightest(charges)
+        except OSError as error:
+            raise _unreadable(error) from error
         return MemoryUsage(process.rss_bytes, process.anon_bytes, used, limit, source, at)
 
     def limit(self) -> MemoryLimit:
@@ -171,7 +174,7 @@ class Machine:
             membership, mountinfo = (text.decode(errors="surrogateescape") for text in texts)
             found = find_place(membership, mountinfo, self._base)
             known = {level.directory: level for level in self._levels()}
-            levels = level_files(found) if found else []
+            levels = level_files(found, self._troubles) if found else []
             # Those that stay know their last figures.
             here = _Here(
                 texts, tuple(known.get(each.directory, each) for each in levels), bool(found and found.certain)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -219,7 +220,17 @@ def resident_bytes() -> int:
 
         return _portable.process_bytes()[0]
     except Exception:
+        return _largest_resident_bytes()
+
+
+def _largest_resident_bytes() -> int:
+    """Return the largest resident size that this process ever had: without a descriptor nothing better is known."""
+    try:
+        import resource  # noqa: PLC0415 - not everywhere
+    except ImportError:
         return 0
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * 1024
 
 
 def status_bytes(pid: int, key: str) -> int | None:
