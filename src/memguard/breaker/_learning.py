@@ -427,7 +427,9 @@ class Gate:
             contained(lambda: block.__exit__(None, None, None), what="meter")
 
 
-_inside: contextvars.ContextVar[weakref.ref[Call] | None] = contextvars.ContextVar("memguard_learned_call", default=None)
+_inside: contextvars.ContextVar[weakref.ref[Call] | None] = contextvars.ContextVar(
+    "memguard_learned_call", default=None
+)
 """The call around here. Where an exception of a signal handler kept it from being reset, it has ended all the same."""
 
 

@@ -11,6 +11,7 @@ import contextlib
 import contextvars
 import gc
 import inspect
+import logging
 import os
 import signal
 import sys
@@ -59,6 +60,17 @@ def one_step_lines():
 
 ONE_STEP = one_step_lines()
 DESK = str(Path(_desk.__file__))
+
+
+@pytest.fixture
+def quick():
+    """Thousands of rounds: collect only what is new, and format no tracebacks."""
+    gc.collect()
+    gc.freeze()
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+    gc.unfreeze()
 
 
 def interrupted_at_each_line(work):
@@ -176,7 +188,7 @@ def waits_a_moment(breaker):
     [in_a_body, resized, acquired, looked_at, refused, guarded, learned, in_a_task, waits_a_moment],
     ids=lambda work: work.__name__,
 )
-def test_an_exception_at_any_line_leaves_the_books_whole_and_the_breaker_seeing(work):
+def test_an_exception_at_any_line_leaves_the_books_whole_and_the_breaker_seeing(work, quick):
     breaker, _, clock = scripted(0.5)
     work(breaker)
     for where in interrupted_at_each_line(lambda: work(breaker)):
@@ -184,7 +196,7 @@ def test_an_exception_at_any_line_leaves_the_books_whole_and_the_breaker_seeing(
         assert_whole(breaker, where)
 
 
-def test_an_exception_at_any_line_of_a_change_loses_no_later_change():
+def test_an_exception_at_any_line_of_a_change_loses_no_later_change(quick):
     clock = FakeClock()
     sampler = ScriptedSampler([0.5], limit_bytes=1000 * MIB, clock=clock)
     breaker = MemoryCircuitBreaker(sampler=sampler, clock=clock, relief=False)
