@@ -59,11 +59,11 @@ def test_arguments_of_one_class_differ_by_half_an_octave_at_most(one, other):
 
 
 def test_nothing_known_half_of_the_room_is_booked_and_one_more_byte():
-    assert FunctionCost().booked_bytes(Features(), SPARE, 1000) == 501
+    assert FunctionCost().booked_bytes(Features(), None, 1000) == 501
 
 
 def test_a_booking_is_never_cut_to_less_than_what_fits_when_nobody_runs():
-    assert measured(2000).booked_bytes(Features(100.0), SPARE, 1000) == 1000
+    assert measured(2000).booked_bytes(Features(100.0), 2000, 1000) == 1000
 
 
 def test_one_that_stands_out_is_taken_by_the_room_above_the_threshold():
@@ -90,7 +90,7 @@ def test_a_larger_argument_of_the_same_class_is_taken_to_cost_more():
 def test_it_is_due_three_times_and_then_ever_more_rarely():
     cost, due = FunctionCost(), []
     for call in range(120):
-        if cost.is_due(Features(100.0), SPARE):
+        if cost.is_due(Features(100.0), cost.estimate(Features(100.0), SPARE)):
             due.append(call)
             cost = cost.measured(Features(100.0), 10 * MIB, 0, SPARE)
         else:

@@ -52,10 +52,9 @@ os._exit(0)
 def pythons() -> list[str]:
     """Return those interpreters here that can make an isolated one."""
     found = []
-    for name in (sys.executable, "python3.12", "python3.13", "python3.14", "python3.15"):
-        path = shutil.which(name)
-        if path is None:
-            continue
+    names = (sys.executable, "python3.12", "python3.13", "python3.14", "python3.15")
+    beside = Path(sys.base_prefix).parent.glob("3.1*/bin/python3")  # as version managers keep them
+    for path in dict.fromkeys((*filter(None, map(shutil.which, names)), *map(str, beside))):
         asked = [path, "-c", "import sys; print(sys.version_info >= (3, 12))"]
         said = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
         if said.stdout.strip() == "True":

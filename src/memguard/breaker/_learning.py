@@ -124,6 +124,8 @@ class Call:
         "alone",
         "asked",
         "booked_bytes",
+        "estimate",
+        "estimated_by",
         "hidden_bytes",
         "peak_bytes",
         "record",
@@ -142,6 +144,13 @@ class Call:
         self.booked_bytes = 0
         self.peak_bytes = 0
         self.hidden_bytes = 0
+        self.estimate: int | None = None
+        self.estimated_by: FunctionCost | None = None
+
+    @property
+    def believed_bytes(self) -> int:
+        """What it is believed to take: by its estimate, or else all that it booked."""
+        return self.booked_bytes if self.estimate is None else self.estimate
 
 
 class _Passed(NamedTuple):
@@ -219,13 +228,19 @@ class Gate:
 
     def _is_due(self, call: Call) -> bool:
         room, cost = self._room(), call.record.cost
-        known = cost.of(call.asked)
-        estimate = cost.estimate(call.asked, room.spare_bytes)
-        if not cost.is_due(call.asked, room.spare_bytes):
-            call.small = estimate is not None and estimate * _SMALL_PART < room.idle_bytes
-            return False
-        call.small = estimate is not None and estimate * _SMALL_PART < room.idle_bytes and cost.is_known(call.asked)
-        return not call.small or known.since >= _SMALL_EVERY
+        estimate = self._estimate(call, room)
+        small = estimate is not None and estimate * _SMALL_PART < room.idle_bytes
+        due = cost.is_due(call.asked, estimate)
+        call.small = small and (not due or cost.is_known(call.asked))
+        return due and not (call.small and cost.of(call.asked).since < _SMALL_EVERY)
+
+    def _estimate(self, call: Call, room: Room) -> int | None:
+        """Return what *call* is believed to take; once for what is known now."""
+        cost = call.record.cost
+        if call.estimated_by is not cost:
+            call.estimated_by = cost
+            call.estimate = cost.estimate(call.asked, room.spare_bytes)
+        return call.estimate
 
     def _may_pass(self, call: Call, inside: list[tuple[Call, bool]], *, solo: bool) -> bool:
         if solo:
@@ -286,7 +301,7 @@ class Gate:
     def book(self, call: Call) -> int:
         """Return what *call* is to book, as of now."""
         room = self._room()
-        booked = call.record.cost.booked_bytes(call.asked, room.spare_bytes, room.idle_bytes)
+        booked = call.record.cost.booked_bytes(call.asked, self._estimate(call, room), room.idle_bytes)
         call.booked_bytes = call.record.booked_bytes = booked
         return booked
 
@@ -365,7 +380,7 @@ class Gate:
         idle = self._idle
         if idle is None:
             return True
-        total = sum(self._believed(each) for each in running)
+        total = sum(each.believed_bytes for each in running)
         over = peak - idle.resident_bytes - self._held_bytes - total
         lone = len(running) == 1 and running[0].alone
         if over > tolerance_bytes(total) and not lone and (self._suspect is None or over > self._suspect[0]):
@@ -375,10 +390,6 @@ class Gate:
             # An upper bound of what ended calls left with the allocator: only a certain overrun counts.
             self._held_bytes = max(0, min(heap.free_bytes, resident - heap.used_bytes - idle.other_bytes))
         return True
-
-    def _believed(self, call: Call) -> int:
-        estimate = call.record.cost.estimate(call.asked, self._room().spare_bytes)
-        return call.booked_bytes if estimate is None else estimate
 
     def _judge(self) -> None:
         """Nobody runs, and calls took more than was believed: find out whether it was theirs, and believe less."""
@@ -394,7 +405,7 @@ class Gate:
         # What stays after that is not theirs: request bodies, caches, kept results.
         over = suspect[0] - max(0, lap[0] - idle.resident_bytes)
         calls = suspect[1]
-        total = sum(self._believed(each) for each in calls)
+        total = sum(each.believed_bytes for each in calls)
         if over <= tolerance_bytes(total):
             return
         # A small excess is shared, a large one is one call's.

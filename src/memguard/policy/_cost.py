@@ -44,22 +44,31 @@ def cost_bytes(cost: ByteSize | float) -> int:
     return parse_bytes(cost)
 
 
-class Features(NamedTuple):
+class Features:
     """
     What the arguments of a call tell of its cost.
 
     Attributes:
         size: Of what they hold: bytes, items, or bytes in files.
         number: The largest number among them.
+        key: Their class: half an octave of each.
     """
 
-    size: float = 0.0
-    number: float = 0.0
+    __slots__ = ("key", "number", "size")
 
-    @property
-    def key(self) -> tuple[int, int]:
-        """The class: half an octave of each."""
-        return _half_octave(self.size), _half_octave(self.number)
+    def __init__(self, size: float = 0.0, number: float = 0.0) -> None:
+        self.size = size
+        self.number = number
+        self.key = _half_octave(size), _half_octave(number)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Features) and (self.size, self.number) == (other.size, other.number)
+
+    def __hash__(self) -> int:
+        return hash((self.size, self.number))
+
+    def __repr__(self) -> str:
+        return f"Features(size={self.size}, number={self.number})"
 
 
 def features(args: Iterable[Any], kwargs: Mapping[str, Any]) -> Features:
@@ -104,6 +113,8 @@ class Point(NamedTuple):
 
     def scaled(self, asked: Features) -> int:
         """Return what it tells of a call with larger arguments of the same class: more with their size, never less."""
+        if asked.size <= self.features.size and asked.number <= self.features.number:
+            return self.nbytes
         growth = max(1.0, _ratio(asked.size, self.features.size), _ratio(asked.number, self.features.number))
         return math.ceil(self.nbytes * growth)
 
@@ -134,9 +145,9 @@ class CostClass:
         The largest measurement, or the second largest where the largest stands out by no more than half of
         *spare_bytes*, the room above the threshold, which takes one such call.
         """
-        sizes = sorted(point.scaled(asked) for point in self.points)
-        if not sizes:
+        if not self.points:
             return None
+        sizes = sorted([point.scaled(asked) for point in self.points])
         if len(sizes) >= 4 and sizes[-1] - sizes[-2] <= spare_bytes // 2:
             return sizes[-2]
         return sizes[-1]
@@ -193,12 +204,12 @@ class FunctionCost:
     def _wanted_solos(self, asked: Features) -> int:
         return _LATER_SOLOS if any(key != asked.key for key in self.classes) else _FIRST_SOLOS
 
-    def is_due(self, asked: Features, spare_bytes: int) -> bool:
-        """Tell whether the next call with such arguments shall run alone, to be measured."""
+    def is_due(self, asked: Features, estimate: int | None) -> bool:
+        """Tell whether the next call with such arguments, which costs *estimate*, shall run alone to be measured."""
         known = self.of(asked)
         wanted = self._wanted_solos(asked)
         if not known.points:
-            return self.estimate(asked, spare_bytes) is None or known.since >= _BOUNDED_CALLS
+            return estimate is None or known.since >= _BOUNDED_CALLS
         if known.solos < wanted:
             return True
         return known.since >= _SOLO_EVERY[min(known.solos - wanted, len(_SOLO_EVERY) - 1)]
@@ -207,15 +218,14 @@ class FunctionCost:
         """Tell whether a call that happens to be alone is worth measuring."""
         return self.of(asked).solos < _KEPT_POINTS
 
-    def booked_bytes(self, asked: Features, spare_bytes: int, idle_room_bytes: int) -> int:
+    def booked_bytes(self, asked: Features, estimate: int | None, idle_room_bytes: int) -> int:
         """
-        Return what a call books.
+        Return what a call books whose cost is *estimate*.
 
         Never cut to the room of the moment: only to *idle_room_bytes*, what there is when nobody runs, so that a large
         call is tried alone rather than refused for ever. Nothing known, it is just over half of that: one at a time,
         and others still find some.
         """
-        estimate = self.estimate(asked, spare_bytes)
         if estimate is None:
             return idle_room_bytes // 2 + 1
         solos = max(1, self.of(asked).solos)
@@ -224,7 +234,7 @@ class FunctionCost:
     def ended(self, asked: Features) -> FunctionCost:
         """Return what is known after a call that was not measured."""
         known = self.of(asked)
-        return self._with(asked, replace(known, since=known.since + 1), self.clean + 1)
+        return self._with(asked, CostClass(known.points, known.solos, known.since + 1), self.clean + 1)
 
     def measured(self, asked: Features, low_bytes: int, hidden_bytes: int, spare_bytes: int) -> FunctionCost:
         """
