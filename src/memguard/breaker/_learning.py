@@ -327,8 +327,6 @@ class Gate:
         running = self._runs()
         measured = (call.alone or not call.small) and self._fold(running)
         self._running.pop(id(call), None)
-        if not self._runs():
-            self._stop_metering()
         idle = self._idle
         if not (call.alone and measured and idle is not None and not failed):
             record.cost = record.cost.ended(call.asked)
@@ -399,7 +397,6 @@ class Gate:
             return
         self._give_back()
         lap = self._lap()
-        self._stop_metering()
         if lap is None:
             return
         # What stays after that is not theirs: request bodies, caches, kept results.
@@ -424,18 +421,14 @@ class Gate:
             if block is None:
                 block = self._meter()
                 block.__enter__()
-                self._block = block
-            if block.meter != "kernel":
-                return None
+                if block.meter != "kernel":
+                    block.__exit__(None, None, None)
+                    return None
+                self._block = block  # stays open: another block that begins or ends reads no less for it
             return block.lap()
         except (OSError, ValueError, RuntimeError) as error:
             _log.debug("a call could not be measured: %s", error)
             return None
-
-    def _stop_metering(self) -> None:
-        block, self._block = self._block, None
-        if block is not None:
-            contained(lambda: block.__exit__(None, None, None), what="meter")
 
 
 _inside: contextvars.ContextVar[weakref.ref[Call] | None] = contextvars.ContextVar(

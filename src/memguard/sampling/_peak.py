@@ -32,6 +32,7 @@ from memguard.turns import Bell, disown
 
 MeterName: TypeAlias = Literal["kernel", "tracemalloc", "sampled"]
 _log = logging.getLogger("memguard")
+_CLEAR_REFS = Path("/proc/self/clear_refs")  # made once: to make one takes as long as to write the file
 _LASTING = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL, errno.ENOSYS})
 """What will be refused again: no such file, no right to it. All else may pass, as a want of descriptors does."""
 
@@ -114,7 +115,7 @@ class _KernelMark:
     @classmethod
     def _reset(cls) -> None:
         try:
-            write_once(Path("/proc/self/clear_refs"), b"5")
+            write_once(_CLEAR_REFS, b"5")
         except OSError as error:
             if error.errno in _LASTING:
                 cls._known = False
