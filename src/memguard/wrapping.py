@@ -157,7 +157,8 @@ def _generator(fn: Any, surround: Surround) -> Any:
             # A generator shares its caller's context: only while a step runs is this the one around.
             held.deactivate()
             inner = fn(*args, **kwargs)
-            step: Callable[[], Any] = functools.partial(next, inner)
+            onward: Callable[[], Any] = functools.partial(next, inner)
+            step = onward
             try:
                 while True:
                     held.activate()
@@ -165,6 +166,7 @@ def _generator(fn: Any, surround: Surround) -> Any:
                         value = step()
                     finally:
                         held.deactivate()
+                        step = onward  # an error that was thrown in keeps the locals of failed work
                     try:
                         sent = yield value
                     except GeneratorExit:
@@ -186,7 +188,8 @@ def _async_generator(fn: Any, surround: Surround) -> Any:
         async with surround(args, kwargs) as held:
             held.deactivate()
             inner = fn(*args, **kwargs)
-            step: Callable[[], Any] = inner.__anext__
+            onward: Callable[[], Any] = inner.__anext__
+            step = onward
             try:
                 while True:
                     held.activate()
@@ -194,6 +197,7 @@ def _async_generator(fn: Any, surround: Surround) -> Any:
                         value = await step()
                     finally:
                         held.deactivate()
+                        step = onward  # likewise
                     try:
                         sent = yield value
                     except GeneratorExit:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import gc
 import inspect
 import threading
 import warnings
+import weakref
 
 import pytest
 from test_breaker import MIB, scripted
@@ -337,3 +339,33 @@ def test_a_coroutine_in_disguise_that_is_never_awaited_holds_nothing():
         del begun
         gc.collect()
     assert reserved(breaker) == 0
+
+
+class Big:
+    """Stands for what failed work held."""
+
+
+def test_a_generator_that_goes_on_keeps_no_error_that_was_thrown_into_it():
+    breaker, _, _ = scripted(0.5)
+
+    @breaker.guard(cost=MIB)
+    def rows():
+        while True:
+            with contextlib.suppress(KeyError):
+                yield 1
+
+    def fail():
+        big = Big()
+        alive.append(weakref.ref(big))
+        raise KeyError
+
+    alive, steps = [], rows()
+    next(steps)
+    try:
+        fail()
+    except KeyError as error:
+        steps.throw(error)
+    gc.collect()
+
+    assert alive[0]() is None
+    steps.close()
