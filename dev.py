@@ -43,6 +43,7 @@ ACCEPT = {
     "files": [*LONG, "tests/long/test_files.py"],
     "s3": [*LONG, "tests/long/test_s3.py"],
     "service": [*LONG, "tests/real/test_upload_service.py"],
+    "torture": [*LONG, "tests/long/test_torture.py"],
     "calls": [*LONG, "tests/long/test_every_call.py"],
     "plugin": [*LONG, "tests/long/test_pytest_plugin.py"],
     "busy": ["tests/long/places.py", "busy"],

@@ -20,6 +20,15 @@ RUNS = [
         "bursting_service", ["--need", "1 GiB"], "200: 0, 413: 100, 503: 0", id="what can never fit gets a 413"
     ),
     pytest.param("worker_pool", ["--jobs", "40"], "40 jobs done", id="more threads than fit at once"),
+    pytest.param("submit_jobs", ["--jobs", "30"], "30 jobs done, 0 bytes still held", id="jobs that end elsewhere"),
+    pytest.param("parallel_chunks", ["--blocks", "100"], "100 blocks done in 2 chunks", id="chunks in threads"),
+    pytest.param(
+        "parallel_chunks",
+        ["--blocks", "20", "--pool", "processes", "--concurrency", "2"],
+        "20 blocks done in 1 chunks",
+        id="chunks in processes",
+    ),
+    pytest.param("csv_into_sqlite", ["--rows", "25000"], "25,000 rows loaded", id="a table into a database"),
     pytest.param("find_a_leak", [], "__main__.SESSIONS: +", id="a leak found and explained"),
     pytest.param("caching", [], "of look-ups found", id="three caches"),
     pytest.param("degrade", [], "90% used, CRITICAL: 10 results, batches of 25", id="less under pressure"),
