@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
+import weakref
 from collections.abc import AsyncGenerator, Callable, Generator
 from types import TracebackType
 from typing import Any, Literal, Protocol, TypeAlias
@@ -124,7 +125,14 @@ def _until_over(result: Any, held: Around) -> Any:
         return _generator(lambda: result, lambda _args, _kwargs: entered)()
     if isinstance(result, types.AsyncGeneratorType):
         return _async_generator(lambda: result, lambda _args, _kwargs: entered)()
-    return _awaited(lambda: result, held)
+    if isinstance(result, types.CoroutineType):
+        return _awaited(lambda: result, held)
+    # Another awaitable may be more than that (`async with connect() as c`): it stays what it is, until it is garbage.
+    try:
+        weakref.finalize(result, held.__exit__, None, None, None).atexit = False
+    except TypeError:
+        held.__exit__(None, None, None)
+    return result
 
 
 def _coroutine(fn: Any, surround: Surround) -> Any:
@@ -178,7 +186,11 @@ def _generator(fn: Any, surround: Surround) -> Any:
             except StopIteration as stop:
                 return stop.value
             finally:
-                inner.close()
+                held.activate()
+                try:
+                    inner.close()
+                finally:
+                    held.deactivate()
 
     return wrapper
 
@@ -209,7 +221,11 @@ def _async_generator(fn: Any, surround: Surround) -> Any:
             except StopAsyncIteration:
                 return
             finally:
-                await inner.aclose()
+                held.activate()
+                try:
+                    await inner.aclose()
+                finally:
+                    held.deactivate()
 
     return wrapper
 

@@ -607,7 +607,8 @@ def test_a_forked_child_does_not_wait_for_its_parents_threads():
         go.set()
         hold.join(30)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        assert not breaker.allows(300 * MIB)
+        assert breaker.allows(300 * MIB)  # of which it has 250 already
+        assert not breaker.allows(301 * MIB)
 
 
 def test_a_breaker_that_is_stuck_says_so_and_tries_again(caplog):

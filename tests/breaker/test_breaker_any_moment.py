@@ -626,3 +626,188 @@ def test_under_another_kind_of_loop_the_error_says_that_asyncio_is_needed():
     coroutine = breaker.reserve(MIB).__aenter__()
     with pytest.raises(RuntimeError, match="asyncio"):
         coroutine.send(None)
+
+
+@pytest.mark.parametrize("between", [0, 10 * MIB], ids=["a check", "a smaller one"])
+def test_what_is_around_the_one_around_is_drawn_from_as_well(between):
+    breaker, _, _ = scripted(0.5)
+    with breaker.reserve(250 * MIB), breaker.reserve(between), breaker.reserve(200 * MIB):
+        assert reserved(breaker) == 250 * MIB
+    assert reserved(breaker) == 0
+
+
+def test_one_that_was_released_in_between_hides_not_the_one_further_out():
+    breaker, _, _ = scripted(0.5)
+    other, _, _ = scripted(0.5)
+    with breaker.reserve(250 * MIB), breaker.reserve(10 * MIB) as inner, other.reserve(MIB) as foreign:
+        inner.release()
+        foreign.release()
+        with breaker.reserve(200 * MIB):
+            assert reserved(breaker) == 250 * MIB
+    assert reserved(breaker) == 0
+
+
+def test_allows_counts_what_the_reservations_around_it_have_left():
+    breaker, _, _ = scripted(0.5)
+    with breaker.reserve(250 * MIB), breaker.reserve(0):
+        assert breaker.allows(300 * MIB)
+        assert not breaker.allows(301 * MIB)
+        breaker.acquire(1).release()
+
+
+def test_what_a_guarded_generator_does_as_it_is_closed_is_in_its_scope():
+    breaker, _, _ = scripted(0.5)
+    seen = []
+
+    @breaker.guard(cost=250 * MIB)
+    def rows():
+        try:
+            yield 1
+        finally:
+            with breaker.reserve(200 * MIB):
+                seen.append(reserved(breaker))
+
+    steps = rows()
+    next(steps)
+    steps.close()
+    assert seen == [250 * MIB]
+    assert reserved(breaker) == 0
+
+
+@pytest.mark.parametrize("mode", ["enforce", "observe", "off"])
+def test_thousands_of_reservations_leave_nothing_behind(mode):
+    breaker, _, _ = scripted(0.5, mode=mode)
+    for _ in range(1000):
+        with breaker.reserve(1):
+            pass
+        breaker.acquire(1).release()
+        breaker.guard(cost=1)(int)()
+    assert len(breaker._desk.dropped) < 10
+    assert len(breaker._desk.grants) == 0
+
+
+class Pretender:
+    """Says that it is a number, and that its size is odd."""
+
+    __class__ = int
+    nbytes = float("nan")
+
+
+def usage(used, limit):
+    return MemoryUsage(5, 5, used, limit, "odd", 0.0)
+
+
+@pytest.mark.parametrize(
+    "reading",
+    [
+        None,
+        5,
+        "x",
+        object(),
+        usage(-5, 100),
+        usage(float("nan"), 100),
+        usage(10, -5),
+        usage(10, float("inf")),
+        usage("a", 1),
+    ],
+    ids=repr,
+)
+def test_a_sampler_that_returns_nonsense_has_failed(reading, caplog):
+    breaker = MemoryCircuitBreaker(sampler=lambda: reading, relief=False)
+    breaker.check()
+    with breaker.reserve(5):
+        pass
+    breaker.describe()
+    assert breaker.health()["source"] == "unknown"
+    assert caplog.text.count("no reading") == 1
+
+
+def test_arguments_that_pretend_cost_nothing_but_their_own_measurement():
+    breaker, _, _ = scripted(0.5)
+    assert breaker.guard(cost="auto", timeout=SOON)(lambda *args: len(args))(Pretender(), 10**400, [1]) == 3
+
+
+def test_an_awaitable_that_is_more_than_that_stays_what_it_is():
+    breaker, _, _ = scripted(0.5)
+
+    class Connecting:
+        def __await__(self):
+            return self.connect().__await__()
+
+        async def connect(self):
+            await asyncio.sleep(0)
+            return reserved(breaker)
+
+        async def __aenter__(self):
+            return reserved(breaker)
+
+        async def __aexit__(self, *error):
+            pass
+
+    for cost in (None, 10 * MIB):
+        connect = breaker.guard(cost=cost)(lambda: Connecting())  # noqa: PLW0108
+
+        async def main(connect=connect):
+            async with connect() as held:
+                pass
+            return held, await connect()
+
+        assert asyncio.run(main()) == (cost or 0, cost or 0)
+        gc.collect()
+        assert reserved(breaker) == 0
+
+
+def test_two_who_resize_to_the_same_size_grow_it_once():
+    breaker, _, _ = scripted(0.5)
+    held = breaker.acquire(100)
+    assert breaker._desk.grow(held._grant, 200)
+    assert breaker._desk.grow(held._grant, 200)
+    assert (held.nbytes, reserved(breaker)) == (200, 200)
+    held.release()
+
+
+def test_one_that_was_released_is_not_entered_again():
+    breaker, _, _ = scripted(0.5)
+    held = breaker.acquire(100)
+    with held:
+        pass
+    with pytest.raises(RuntimeError, match="entered once"), held:
+        pass
+    assert held.nbytes == 100
+
+
+def test_a_reservation_from_before_the_mode_changed_can_be_resized():
+    breaker = memguard.MemoryCircuitBreaker(
+        sampler=ScriptedSampler([0.5], limit_bytes=1000 * MIB), mode="off", relief=False
+    )
+    held = breaker.acquire(100)
+    breaker._apply(default._config({"mode": "enforce"}))
+    held.resize(200)
+    held.resize(50)
+    assert held.nbytes == 50
+    held.release()
+    assert reserved(breaker) == 0
+
+
+def test_off_computes_no_cost_and_looks_at_no_call():
+    breaker, _, _ = scripted(0.5, mode="off")
+    assert breaker.guard(cost=lambda: 1 // 0)(lambda: "ok")() == "ok"
+    assert breaker.learned() == {}
+
+
+def test_a_coroutine_in_a_scope_may_be_finalized_anywhere():
+    breaker, _, _ = scripted(0.5)
+    held = breaker.acquire(MIB)
+
+    class Forever:
+        def __await__(self):
+            yield
+
+    async def stuck():
+        await Forever()
+
+    coroutine = held.arun(stuck)
+    contextvars.copy_context().run(coroutine.send, None)
+    coroutine.close()  # in another context than it was begun in
+    held.release()
+    assert reserved(breaker) == 0

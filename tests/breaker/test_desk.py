@@ -168,7 +168,7 @@ def test_whatever_happens_the_books_are_the_sum_of_what_is_held_and_no_byte_is_p
             grants.remove(grant)
         elif step == "grow":
             before = books.desk.booked_bytes
-            books.desk.grow(grant, number)
+            books.desk.grow(grant, grant.asked_bytes + number)
             since += books.desk.booked_bytes - before
         else:
             books.desk.shrink(grant, min(number, grant.asked_bytes))

@@ -66,19 +66,25 @@ class Admission:
             raise self.refusal(0)
         return readings.usage
 
-    def allows(self, nbytes: int) -> bool:
-        """Tell whether *nbytes* would be booked now, after the same attempts as for booking them."""
+    def allows(self, nbytes: int, *, nested: bool = False) -> bool:
+        """
+        Tell whether *nbytes* would be booked now, after the same attempts as for booking them.
+
+        Args:
+            nbytes: What is asked for, without what those around it have left.
+            nested: Whether there is one around it.
+        """
         desk, readings = self._desk, self._readings
         if not desk.enforcing:
             return True
-        if readings.fresh and desk.fits(nbytes):
+        if readings.fresh and desk.fits(nbytes, nested=nested):
             return True
-        if desk.fits(nbytes, in_turn=self._look_again()):
+        if desk.fits(nbytes, in_turn=self._look_again(), nested=nested):
             return True
         for _ in range(self._reliefs(nbytes)):
             if not self._relieving.here(nbytes):
                 break
-            if desk.fits(nbytes, in_turn=self._look_again(relieved=True)):
+            if desk.fits(nbytes, in_turn=self._look_again(relieved=True), nested=nested):
                 return True
         return self._reusable(nbytes) and desk.reserved_bytes == 0 and desk.on_ramp == 0 and not desk.queue
 
@@ -108,27 +114,30 @@ class Admission:
             raise self.refusal(grant.asked_bytes)
         await self._await(grant, timeout)
 
-    def grow(self, grant: Grant, nbytes: int) -> bool:
+    def grow(self, grant: Grant, size: int) -> bool:
         """
-        Have *grant* hold *nbytes* more, without waiting; tell whether it was held so that it could.
+        Have *grant* hold *size* bytes instead of fewer, without waiting; tell whether it was held so that it could.
 
         Raises:
             MemoryCircuitBreakerError: They do not fit.
         """
         desk = self._desk
-        if self._readings.config.mode == "off":
-            grant.asked_bytes += nbytes
-            return True
-        if self._readings.fresh and desk.grow(grant, nbytes):
+        nbytes = size - grant.asked_bytes
+        if self._readings.config.mode == "off" or grant.books is not desk.books:
+            grant.asked_bytes = size  # it stands in no books, or in those of the process before a fork
+            return grant.state == HELD
+        if grant.outer is not None:
+            desk.gather(grant.outer, nbytes)
+        if self._readings.fresh and desk.grow(grant, size):
             return True
         self._look_again()
         for _ in range(self._reliefs(nbytes)):
-            if desk.grow(grant, nbytes):
+            if desk.grow(grant, size):
                 return True
             if grant.state != HELD or not self._relieving.here(nbytes):
                 break
             self._look_again(relieved=True)
-        if desk.grow(grant, nbytes):
+        if desk.grow(grant, size):
             return True
         if grant.state == HELD and grant.books is desk.books:
             raise self.refusal(nbytes)

@@ -22,7 +22,7 @@ from memguard.breaker._learning import Gate, LearnedCost, Record, Room
 from memguard.breaker._queue import Queue
 from memguard.breaker._readings import BreakerChange, Readings
 from memguard.breaker._relieving import Relieving
-from memguard.breaker._reservation import Reservation
+from memguard.breaker._reservation import Reservation, lent_around
 from memguard.breaker._statistics import BreakerStatistics
 from memguard.forking import forget_in_child
 from memguard.policy import State, cost_bytes, is_overrun
@@ -153,7 +153,10 @@ class MemoryCircuitBreaker:
 
         It tries what a reservation tries: a new reading, and relief where that does not stand on an event loop.
         """
-        return self._admission.allows(cost_bytes(nbytes))
+        lent_bytes = lent_around(self._desk)
+        if lent_bytes is None:
+            return self._admission.allows(cost_bytes(nbytes))
+        return self._admission.allows(max(0, cost_bytes(nbytes) - lent_bytes), nested=True)
 
     def reserve(self, nbytes: ByteSize, *, timeout: float | None = _AT_ONCE) -> Reservation:
         """

@@ -291,10 +291,12 @@ class Desk:
             raise
         return held
 
-    def fits(self, nbytes: int, *, in_turn: bool = False) -> bool:
-        """Tell whether :meth:`admit` would say yes to a grant of *nbytes* without an outer one."""
-        if not self.enforcing:
+    def fits(self, nbytes: int, *, in_turn: bool = False, nested: bool = False) -> bool:
+        """Tell whether :meth:`admit` would say yes to a grant that lacks *nbytes*, with an outer one if *nested*."""
+        if not self.enforcing or (nested and nbytes == 0):
             return True
+        if nested:
+            return self.permits > 0 and nbytes <= self.room_bytes
         if self.on_ramp >= self.permits:
             return False
         return nbytes == 0 or (nbytes <= self.room_bytes and (in_turn or not self.queue))
@@ -347,11 +349,39 @@ class Desk:
             disown(self.lock)
             raise
 
-    def grow(self, grant: Grant, nbytes: int) -> bool:
-        """Have *grant* hold *nbytes* more if there is room; tell whether it does."""
+    def gather(self, grant: Grant, nbytes: int) -> None:
+        """Have *grant*, which is to lend *nbytes*, draw what it lacks from those around it, as far as they have it."""
+        links = []
+        outer: Grant | None = grant
+        while outer is not None and outer.outer is not None and outer.nbytes < nbytes:
+            nbytes -= outer.nbytes
+            links.append((outer, nbytes))
+            outer = outer.outer
+        for link, lacking in reversed(links):
+            self._draw(link, lacking)
+
+    def _draw(self, grant: Grant, nbytes: int) -> None:
         try:
             self.lock.acquire()
-            lacking = nbytes
+            outer = grant.outer
+            if outer is not None and outer.state == HELD and grant.state == HELD:
+                drawn = nbytes if nbytes < outer.nbytes else outer.nbytes
+                outer.nbytes -= drawn
+                grant.nbytes += drawn
+                grant.drawn_bytes += drawn
+            self.lock.release()
+        except BaseException:
+            disown(self.lock)
+            raise
+
+    def grow(self, grant: Grant, size: int) -> bool:
+        """Have *grant* hold *size* bytes instead of fewer if there is room; tell whether it does."""
+        try:
+            self.lock.acquire()
+            lacking = size - grant.asked_bytes
+            if lacking < 0:
+                lacking = 0
+            nbytes = lacking
             drawn = 0
             outer = grant.outer
             if outer is not None and outer.state == HELD:
@@ -422,11 +452,17 @@ class Desk:
             grant.state = OVER
             grant.nbytes = 0
             grant.on_ramp = False
-            grant.outer = grant.around = None
+            grant.outer = None
             self.lock.release()
         except BaseException:
             disown(self.lock)
             raise
+        around = grant.around
+        if around is not None:
+            # Whoever enters in this context later may still draw from one further out; but no chain is kept.
+            while around is not None and around.state != HELD:
+                around = around.around
+            grant.around = around
         return back
 
     def sweep(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import operator
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from typing import NamedTuple, cast
 
 from memguard.breaker._config import Config
 from memguard.breaker._desk import Counts, Desk, Note, View
-from memguard.errors import MemguardError
+from memguard.errors import MemguardError, SamplingError
 from memguard.policy import LineBytes, State, next_circuit, next_floor, reading_interval, top_bytes
 from memguard.relief import HeapCounts, heap_counts
 from memguard.sampling import Machine, Sampler
@@ -206,7 +207,7 @@ class Readings:
         # What our own reader may raise is known: an exception of a signal handler, such as a time limit, passes.
         failures = _OWN_FAILURES if config.sampler is None else Exception
         try:
-            usage = sampler()
+            usage = _checked(sampler())
             # The machine's own reader holds an explicit limit against this process; a foreign sampler gives one figure.
             limit = config.limit_bytes
             if limit is not None and config.sampler is not None and limit < usage.limit_bytes:
@@ -372,6 +373,23 @@ class Readings:
                 format_bytes(usage.used_bytes),
                 format_bytes(self.thresholds().open),
             )
+
+
+def _checked(usage: MemoryUsage) -> MemoryUsage:
+    """
+    Return *usage* if it can be meant.
+
+    Raises:
+        SamplingError: It is no reading: of another kind, negative, or not of whole bytes.
+    """
+    try:
+        used_bytes, limit_bytes = operator.index(usage.used_bytes), operator.index(usage.limit_bytes)
+        operator.index(usage.anon_bytes)
+    except (AttributeError, TypeError) as error:
+        raise SamplingError(f"the sampler returned {usage!r}, which is no MemoryUsage of whole bytes") from error
+    if used_bytes < 0 or limit_bytes < 0:
+        raise SamplingError(f"the sampler returned {used_bytes} of {limit_bytes} bytes; neither can be negative")
+    return usage
 
 
 def _note(before: View, after: View) -> Note | None:

@@ -8,6 +8,7 @@ entered by calling, as an ExitStack or a loop that submits jobs does, has no bod
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 from collections.abc import Awaitable, Callable
 from types import MethodType, TracebackType
@@ -48,6 +49,20 @@ class _LookedUp:
         return MethodType(self._leave, held)
 
 
+def _ended() -> Grant:
+    grant = Grant(Grant)
+    grant.books = None
+    grant.asked_bytes = grant.nbytes = grant.drawn_bytes = 0
+    grant.state = OVER
+    grant.on_ramp = False
+    grant.outer = grant.around = None
+    return grant
+
+
+_OVER = _ended()
+"""What stands for the grant of any reservation that is over."""
+
+
 class Reservation:
     """
     Bytes set aside; inert until entered, with ``with`` or ``async with``.
@@ -56,7 +71,17 @@ class Reservation:
     when it is left, by :meth:`release`, or at the latest when it is garbage.
     """
 
-    __slots__ = ("__weakref__", "_admission", "_desk", "_grant", "_has_body", "_is_acquired", "_timeout", "_token")
+    __slots__ = (
+        "__weakref__",
+        "_admission",
+        "_desk",
+        "_grant",
+        "_has_body",
+        "_is_acquired",
+        "_nbytes",
+        "_timeout",
+        "_token",
+    )
 
     def __init__(self, desk: Desk, admission: Admission, nbytes: int, timeout: float | None) -> None:
         self._desk = desk
@@ -76,7 +101,7 @@ class Reservation:
     @property
     def nbytes(self) -> int:
         """Bytes asked for."""
-        return self._grant.asked_bytes
+        return self._nbytes if self._grant is _OVER else self._grant.asked_bytes
 
     def __enter__(self) -> Self:
         """
@@ -93,7 +118,7 @@ class Reservation:
         if around is not None:
             self._nest(around)
         if not (desk.clock() < desk.stale_at and desk.take(grant)):
-            if self._is_acquired:
+            if self._is_acquired and grant.state == HELD:
                 return self
             self._take()
             grant = self._grant
@@ -114,7 +139,7 @@ class Reservation:
         if around is not None:
             self._nest(around)
         if not (desk.clock() < desk.stale_at and desk.take(grant)):
-            if self._is_acquired:
+            if self._is_acquired and grant.state == HELD:
                 return self
             await self._atake()
             grant = self._grant
@@ -132,8 +157,12 @@ class Reservation:
                 # Left in another context than it was entered in (a finalized async generator), or a second time by
                 # something that came in between: there is nothing to undo here.
                 pass
-        desk = self._desk
-        back = desk.leave(self._grant)
+        desk, grant = self._desk, self._grant
+        back = desk.leave(grant)
+        if grant is not _OVER:
+            self._nbytes = grant.asked_bytes
+            self._grant = _OVER  # so that the desk does not hear of it once more when this is garbage
+            del grant
         if desk.queue or desk.zeros:
             self._admission.gave_back(back)
 
@@ -162,8 +191,12 @@ class Reservation:
 
         Bytes that a nested one drew follow when that is left.
         """
-        if self._grant.state in (ENTERED, WAITING, HELD):
-            self._admission.leave(self._grant)
+        grant = self._grant
+        if grant.state in (ENTERED, WAITING, HELD):
+            self._admission.leave(grant)
+            self._nbytes = grant.asked_bytes
+            self._grant = _OVER
+            del grant  # before this method's `self`, which may be the last that holds it
 
     def resize(self, nbytes: ByteSize) -> None:
         """
@@ -180,7 +213,7 @@ class Reservation:
             raise RuntimeError(f"only a held reservation can be resized; this one is {self._state}")
         growth = size - grant.asked_bytes
         if growth > 0:
-            if not self._admission.grow(grant, growth):
+            if not self._admission.grow(grant, size):
                 raise RuntimeError(f"it was released while it grew to {size} bytes")
         elif growth < 0:
             missing = self._admission.shrink(grant, size)
@@ -198,7 +231,7 @@ class Reservation:
         try:
             return fn(*args, **kwargs)
         finally:
-            _around.reset(token)
+            _reset(token)
 
     async def arun(self, fn: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """
@@ -211,7 +244,7 @@ class Reservation:
         try:
             return await fn(*args, **kwargs)
         finally:
-            _around.reset(token)
+            _reset(token)
 
     def __repr__(self) -> str:
         return f"<Reservation of {self.nbytes} bytes, {self._state}>"
@@ -241,12 +274,8 @@ class Reservation:
     def deactivate(self) -> None:
         """Undo :meth:`activate`."""
         token, self._token = self._token, None
-        if token is None:
-            return
-        try:
-            _around.reset(token)
-        except (ValueError, RuntimeError):
-            return  # as in leaving
+        if token is not None:
+            _reset(token)
 
     @property
     def _state(self) -> str:
@@ -254,9 +283,13 @@ class Reservation:
 
     def _nest(self, around: Grant) -> None:
         """Draw from the reservation of this breaker that is held around here, if there is one."""
-        if self._grant.state == NEW:
-            self._grant.around = around
-            self._grant.outer = _nearest(around, self._desk)
+        grant = self._grant
+        if grant.state != NEW:
+            return
+        grant.around = around
+        grant.outer = outer = _nearest(around, self._desk)
+        if outer is not None and outer.outer is not None and outer.nbytes < grant.asked_bytes:
+            self._desk.gather(outer, grant.asked_bytes)
 
     def _take(self) -> None:
         grant = self._claimed()
@@ -285,6 +318,24 @@ class Reservation:
         if self._grant.state != HELD:
             raise RuntimeError(f"only a held reservation has a scope; this one is {self._state}")
         return self._grant
+
+
+def _reset(token: contextvars.Token[Grant | None]) -> None:
+    # In another context than it was set in (a coroutine or generator that is finalized): there is nothing to undo.
+    with contextlib.suppress(ValueError, RuntimeError):
+        _around.reset(token)
+
+
+def lent_around(desk: Desk) -> int | None:
+    """Return what the reservations that are held around here have left for others; None where there is none."""
+    grant = _nearest(_around.get(), desk)
+    if grant is None:
+        return None
+    total = 0
+    while grant is not None:
+        total += grant.nbytes
+        grant = grant.outer
+    return total
 
 
 def _nearest(around: Grant | None, desk: Desk) -> Grant | None:

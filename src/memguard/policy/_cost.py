@@ -75,11 +75,20 @@ def features(args: Iterable[Any], kwargs: Mapping[str, Any]) -> Features:
     """Return what the arguments of a call tell. Objects that do not say their size tell nothing."""
     size = number = 0.0
     for value in (*args, *kwargs.values()):
-        if isinstance(value, (int, float)):
-            number = max(number, abs(float(value)) if math.isfinite(value) else 0.0)
+        if issubclass(type(value), (int, float)):  # what it says of its class is not asked
+            number = max(number, _finite(value))
         else:
             size += _size(value)
     return Features(size, number)
+
+
+def _finite(value: Any) -> float:
+    """Return the absolute *value* as a number that can be reckoned with; 0 where it is none."""
+    try:
+        number = abs(float(value))
+    except Exception:  # noqa: BLE001, RUF100 - an odd object costs its own measurement, not the call
+        return 0.0
+    return number if number < math.inf else 0.0
 
 
 def _size(value: Any) -> float:
@@ -89,7 +98,7 @@ def _size(value: Any) -> float:
             with contextlib.suppress(OSError, ValueError):
                 return float(Path(value).stat().st_size)
         nbytes = getattr(value, "nbytes", None)
-        return float(len(value) if nbytes is None else nbytes)
+        return _finite(len(value) if nbytes is None else nbytes)
     except Exception:  # noqa: BLE001, RUF100 - an odd object costs its own measurement, not the call
         return 0.0
 
