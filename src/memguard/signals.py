@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from memguard.forking import forget_in_child
-from memguard.turns import Claim, Turn, disown
+from memguard.turns import Claim, Turn
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -59,15 +59,10 @@ class Signal(Generic[_T]):
             before = self._listeners
             after = changed(before)
             # A straight line: neither a signal handler nor a finalizer that connects comes in between.
-            try:
-                self._lock.acquire()
+            with self._lock:
                 done = self._listeners is before
                 if done:
                     self._listeners = after
-                self._lock.release()
-            except BaseException:
-                disown(self._lock)
-                raise
             if done:
                 return
 

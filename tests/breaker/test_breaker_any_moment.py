@@ -11,6 +11,7 @@ import contextlib
 import contextvars
 import gc
 import inspect
+import linecache
 import logging
 import os
 import signal
@@ -46,20 +47,29 @@ class Interrupt(BaseException):
 
 
 def one_step_lines():
-    """Return the lines of the desk that run as one step: from the one that acquires its lock to the one that lets go."""
-    found, inside = set(), False
+    """Return the lines of the desk that run as one step: those under its lock, and the one that takes it."""
+    found, depth = set(), None
     for number, line in enumerate(inspect.getsource(_desk).splitlines(), 1):
-        if ".lock.acquire()" in line:
-            inside = True
-        if inside:
+        indent = len(line) - len(line.lstrip())
+        if depth is not None and line.strip() and indent <= depth:
+            depth = None
+        if line.strip().startswith("with self.lock:"):
+            depth = indent
+        if depth is not None:
             found.add(number)
-        if ".lock.release()" in line:
-            inside = False
     return found
 
 
 ONE_STEP = one_step_lines()
 DESK = str(Path(_desk.__file__))
+
+
+def is_one_step(path, line):
+    """Tell whether nothing can come in between there: under the desk's lock, or where a lock is taken or let go."""
+    if path == DESK and line in ONE_STEP:
+        return True
+    text = linecache.getline(path, line).strip()
+    return text.startswith("with ") and text.endswith("lock:")
 
 
 @pytest.fixture
@@ -81,7 +91,7 @@ def interrupted_at_each_line(work):
         left, came = [line], []
 
         def in_memguard(frame, event, argument, left=left, came=came):
-            if event == "line" and not (frame.f_code.co_filename == DESK and frame.f_lineno in ONE_STEP):
+            if event == "line" and not is_one_step(frame.f_code.co_filename, frame.f_lineno):
                 left[0] -= 1
                 if left[0] == 0:
                     came.append(f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}")
@@ -810,4 +820,94 @@ def test_a_coroutine_in_a_scope_may_be_finalized_anywhere():
     contextvars.copy_context().run(coroutine.send, None)
     coroutine.close()  # in another context than it was begun in
     held.release()
+    assert reserved(breaker) == 0
+
+
+def test_what_was_drawn_by_way_of_one_that_is_over_goes_back_to_the_one_further_out():
+    breaker, _, _ = scripted(0.5)
+    with breaker.reserve(250 * MIB):
+        middle = breaker.acquire(150 * MIB)
+        inner = middle.run(breaker.acquire, 150 * MIB)
+        middle.release()
+        inner.release()
+        assert reserved(breaker) == 250 * MIB
+    assert reserved(breaker) == 0
+
+
+def test_what_one_that_is_over_had_booked_itself_goes_back_to_the_books():
+    breaker, _, _ = scripted(0.5)
+    with breaker.reserve(100 * MIB):
+        middle = breaker.acquire(200 * MIB)  # a hundred of its own
+        inner = middle.run(breaker.acquire, 200 * MIB)
+        other = middle.run(breaker.acquire, 0)
+        middle.release()
+        other.release()
+        inner.release()
+        assert reserved(breaker) == 100 * MIB
+    assert reserved(breaker) == 0
+
+
+def test_a_chain_of_reservations_that_draw_from_each_other_is_not_kept():
+    breaker, _, _ = scripted(0.5)
+    with breaker.reserve(100 * MIB):
+        held = breaker.acquire(100 * MIB)
+        for _ in range(300):
+            successor = held.run(breaker.acquire, 100 * MIB)
+            held.release()
+            held = successor
+        gc.collect()
+        assert sum(isinstance(each, _desk.Grant) for each in gc.get_objects()) < 20
+        held.release()
+        assert reserved(breaker) == 100 * MIB
+    assert reserved(breaker) == 0
+
+
+def test_two_generators_that_hold_bytes_between_their_steps_are_siblings():
+    breaker, _, _ = scripted(0.5)
+
+    def rows():
+        with breaker.reserve(100 * MIB):
+            yield
+
+    async def arows():
+        async with breaker.reserve(100 * MIB):
+            yield
+
+    async def main():
+        two = arows(), arows()
+        for steps in two:
+            await anext(steps)
+        assert reserved(breaker) == 200 * MIB
+        for steps in two:
+            await steps.aclose()
+
+    first, second = rows(), rows()
+    next(first), next(second)
+    assert reserved(breaker) == 200 * MIB
+    first.close()
+    second.close()
+    asyncio.run(main())
+    assert reserved(breaker) == 0
+
+
+def test_the_body_of_a_context_manager_made_of_a_generator_is_a_scope():
+    breaker, _, _ = scripted(0.5)
+
+    @contextlib.contextmanager
+    def holding():
+        with breaker.reserve(100 * MIB):
+            yield
+
+    @contextlib.asynccontextmanager
+    async def aholding():
+        async with breaker.reserve(100 * MIB):
+            yield
+
+    async def main():
+        async with aholding(), breaker.reserve(60 * MIB):
+            assert reserved(breaker) == 100 * MIB
+
+    with holding(), breaker.reserve(60 * MIB):
+        assert reserved(breaker) == 100 * MIB
+    asyncio.run(main())
     assert reserved(breaker) == 0

@@ -234,16 +234,17 @@ _INTERRUPTED = ("CALL", "JUMP_BACKWARD", "BUILD_", "MAKE_", "RESUME", "SEND", "Y
 
 
 def under_lock(fn):
-    """Return the names of the instructions of *fn* between the lines that acquire and release the lock."""
+    """Return the names of the instructions of *fn* that stand under ``with self.lock``."""
     lines, first = inspect.getsourcelines(fn)
-    inside, locked = set(), False
+    inside, depth = set(), None
     for number, line in enumerate(lines, first):
-        if "self.lock.release()" in line:
-            locked = False
-        if locked:
+        indent = len(line) - len(line.lstrip())
+        if depth is not None and line.strip() and indent <= depth:
+            depth = None
+        if depth is not None:
             inside.add(number)
-        if "self.lock.acquire()" in line:
-            locked = True
+        if line.strip().startswith("with self.lock:"):
+            depth = indent
     at, found = None, []
     for instruction in dis.get_instructions(fn):
         at = (instruction.positions.lineno if instruction.positions else None) or at
@@ -252,9 +253,7 @@ def under_lock(fn):
     return found
 
 
-LOCKED = [
-    fn for _, fn in inspect.getmembers(Desk, inspect.isfunction) if "self.lock.acquire()" in inspect.getsource(fn)
-]
+LOCKED = [fn for _, fn in inspect.getmembers(Desk, inspect.isfunction) if "with self.lock:" in inspect.getsource(fn)]
 
 
 @pytest.mark.skipif(sys.implementation.name != "cpython", reason="reads CPython's byte code")
@@ -267,7 +266,7 @@ def test_what_stands_under_the_lock_is_a_straight_line(fn):
 
 
 def test_every_locked_part_of_the_desk_is_looked_at():
-    assert len(LOCKED) == inspect.getsource(_desk).count("self.lock.acquire()")
+    assert len(LOCKED) == inspect.getsource(_desk).count("with self.lock:")
 
 
 def test_a_thread_that_holds_the_lock_in_the_parent_does_not_stop_a_child():

@@ -21,7 +21,6 @@ from memguard.breaker._reservation import Reservation
 from memguard.forking import forget_in_child
 from memguard.relief import limit_arenas
 from memguard.settings import settings
-from memguard.turns import disown
 from memguard.units import ByteSize, Threshold
 from memguard.values import MemoryUsage
 
@@ -50,15 +49,10 @@ class _Configured:
 
     def swap(self, before: _Asked, after: _Asked) -> bool:
         """Be told *after* if what was told is still *before*; tell whether it was."""
-        try:
-            self._lock.acquire()
+        with self._lock:
             done = self.asked is before
             if done:
                 self.asked = after
-            self._lock.release()
-        except BaseException:
-            disown(self._lock)
-            raise
         return done
 
 

@@ -6,7 +6,7 @@ CPython looks for signals only after calls and at the end of a loop, and collect
 object is made. So no signal handler, no exception of one and no finalizer comes in between, and no books are left half
 written. A test reads the byte code of this file and holds it to that.
 
-(Why the lock is not taken by ``with``: see :func:`memguard.turns.disown`.)
+(How the lock is taken, and what that means on CPython 3.14: see :mod:`memguard.turns`.)
 
 Rule 2: the lock is re-entrant, so a handler or finalizer that runs just beside such a section in the same thread goes
 straight through; another thread's section is over in less than a microsecond. So giving back never waits for anybody.
@@ -24,7 +24,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from memguard.policy import Circuit, Floor, LineBytes
-from memguard.turns import disown
 from memguard.values import MemoryUsage
 
 if TYPE_CHECKING:
@@ -73,6 +72,20 @@ class Grant(weakref.ref[Any]):
     on_ramp: bool
     outer: Grant | None
     around: Grant | None
+
+
+def _creditor(outer: Grant | None, owed: int) -> tuple[Grant | None, int, tuple[Grant, ...]]:
+    """
+    Return the nearest grant from *outer* outwards that is not over, what is owed to it, and those in between.
+
+    Those in between owe it what they drew: no more than that goes back by way of them.
+    """
+    links: tuple[Grant, ...] = ()
+    while outer is not None and outer.state == OVER:
+        owed = min(owed, outer.drawn_bytes)
+        links = (*links, outer)
+        outer = outer.outer
+    return (outer, owed, links) if outer is not None and owed else (None, 0, ())
 
 
 class View(NamedTuple):
@@ -200,16 +213,11 @@ class Desk:
 
     def claim(self, grant: Grant) -> bool:
         """Have *grant* entered by this caller; tell whether it was new."""
-        try:
-            self.lock.acquire()
+        with self.lock:
             new = grant.state == NEW
             if new:
                 grant.state = ENTERED
                 grant.books = self.books  # it may have been made before a fork
-            self.lock.release()
-        except BaseException:
-            disown(self.lock)
-            raise
         return new
 
     def take(self, grant: Grant) -> bool:
@@ -219,8 +227,7 @@ class Desk:
         That is: it is new and draws from nobody, the circuit is closed, and nobody waits. What :meth:`admit` does as
         well, in half the time.
         """
-        try:
-            self.lock.acquire()
+        with self.lock:
             nbytes = grant.asked_bytes
             held = (
                 nbytes <= self.room_bytes
@@ -237,10 +244,6 @@ class Desk:
                 self.booked_bytes += nbytes
                 self.room_bytes -= nbytes
                 self.admitted += 1
-            self.lock.release()
-        except BaseException:
-            disown(self.lock)
-            raise
         return held
 
     def admit(self, grant: Grant, *, in_turn: bool = False, beyond_bytes: int = 0) -> bool:
@@ -255,8 +258,7 @@ class Desk:
             in_turn: Nobody is before it.
             beyond_bytes: What it may take above the threshold.
         """
-        try:
-            self.lock.acquire()
+        with self.lock:
             lacking = grant.asked_bytes - grant.nbytes
             drawn = 0
             outer = grant.outer
@@ -285,10 +287,6 @@ class Desk:
                 self.booked_bytes += lacking
                 self.room_bytes -= lacking
                 self.admitted += 1
-            self.lock.release()
-        except BaseException:
-            disown(self.lock)
-            raise
         return held
 
     def fits(self, nbytes: int, *, in_turn: bool = False, nested: bool = False) -> bool:
@@ -304,8 +302,7 @@ class Desk:
     def reuse(self, grant: Grant, before: Counts, *, in_turn: bool) -> bool:
         """Book what *grant* asks for, whatever the room, if nobody holds bytes and nobody came in since *before*."""
         admitted = before.admitted
-        try:
-            self.lock.acquire()
+        with self.lock:
             held = (
                 self.booked_bytes == self.freed_bytes
                 and self.on_ramp == 0
@@ -324,16 +321,11 @@ class Desk:
                 self.booked_bytes += grant.nbytes
                 self.room_bytes -= grant.nbytes
                 self.admitted += 1
-            self.lock.release()
-        except BaseException:
-            disown(self.lock)
-            raise
         return held
 
     def wait(self, grant: Grant) -> None:
         """Note that *grant* waits; it takes along what the outer one has left."""
-        try:
-            self.lock.acquire()
+        with self.lock:
             if grant.state == ENTERED:
                 grant.state = WAITING
                 self.grants[grant] = None
@@ -344,10 +336,6 @@ class Desk:
                     outer.nbytes -= drawn
                     grant.nbytes += drawn
                     grant.drawn_bytes += drawn
-            self.lock.release()
-        except BaseException:
-            disown(self.lock)
-            raise
 
     def gather(self, grant: Grant, nbytes: int) -> None:
         """Have *grant*, which is to lend *nbytes*, draw what it lacks from those around it, as far as they have it."""
@@ -361,23 +349,17 @@ class Desk:
             self._draw(link, lacking)
 
     def _draw(self, grant: Grant, nbytes: int) -> None:
-        try:
-            self.lock.acquire()
+        with self.lock:
             outer = grant.outer
             if outer is not None and outer.state == HELD and grant.state == HELD:
                 drawn = nbytes if nbytes < outer.nbytes else outer.nbytes
                 outer.nbytes -= drawn
                 grant.nbytes += drawn
                 grant.drawn_bytes += drawn
-            self.lock.release()
-        except BaseException:
-            disown(self.lock)
-            raise
 
     def grow(self, grant: Grant, size: int) -> bool:
         """Have *grant* hold *size* bytes instead of fewer if there is room; tell whether it does."""
-        try:
-            self.lock.acquire()
+        with self.lock:
             lacking = size - grant.asked_bytes
             if lacking < 0:
                 lacking = 0
@@ -399,18 +381,13 @@ class Desk:
                 grant.asked_bytes += nbytes
                 self.booked_bytes += lacking
                 self.room_bytes -= lacking
-            self.lock.release()
-        except BaseException:
-            disown(self.lock)
-            raise
         return grown
 
     # ----- giving back
 
     def shrink(self, grant: Grant, size: int) -> int:
         """Have *grant* hold *size* bytes instead of more; return what is missing because others drew it, or 0."""
-        try:
-            self.lock.acquire()
+        with self.lock:
             back = grant.asked_bytes - size
             missing = back - grant.nbytes if back > grant.nbytes and grant in self.grants else 0
             if grant.state == HELD and back > 0 and missing == 0:
@@ -424,24 +401,24 @@ class Desk:
                         outer.nbytes += drawn
                         back -= drawn
                     self.freed_bytes += back
-            self.lock.release()
-        except BaseException:
-            disown(self.lock)
-            raise
         return missing
 
     def leave(self, grant: Grant) -> int:
         """Give back what *grant* holds; return how many bytes came back to the books. A second call does nothing."""
-        try:
-            self.lock.acquire()
+        outer, owed = grant.outer, grant.drawn_bytes
+        links: tuple[Grant, ...] = ()
+        if outer is not None and outer.state == OVER:
+            outer, owed, links = _creditor(outer, owed)
+        drawn = 0
+        with self.lock:
             back = 0
             if grant.state != OVER and grant.books is self.books:
                 back = grant.nbytes
-                outer = grant.outer
                 if outer is not None and outer.state == HELD:
-                    drawn = back if back < grant.drawn_bytes else grant.drawn_bytes
+                    drawn = back if back < owed else owed
                     outer.nbytes += drawn
                     back -= drawn
+                    owed -= drawn
                 self.freed_bytes += back
                 if grant.on_ramp:
                     self.on_ramp -= 1
@@ -449,14 +426,14 @@ class Desk:
                     self.stale_at = _LONG_AGO
                 if grant.state >= WAITING:
                     del self.grants[grant]
+                # What others drew from it, and it from others, goes on to those when these give it back.
+                grant.drawn_bytes = owed
+                grant.outer = outer if owed else None
             grant.state = OVER
             grant.nbytes = 0
             grant.on_ramp = False
-            grant.outer = None
-            self.lock.release()
-        except BaseException:
-            disown(self.lock)
-            raise
+        for link in links:
+            link.drawn_bytes -= drawn
         around = grant.around
         if around is not None:
             # Whoever enters in this context later may still draw from one further out; but no chain is kept.
@@ -498,8 +475,7 @@ class Desk:
         used_bytes = usage.used_bytes
         permits = circuit.permits_now
         began_booked, began_freed = began.booked_bytes, began.freed_bytes
-        try:
-            self.lock.acquire()
+        with self.lock:
             settled = self.view is before
             if settled:
                 # What was booked since the reading began need not be in it; what was given back since may be.
@@ -518,8 +494,4 @@ class Desk:
                 if note is not None:
                     self.last_note.next = note
                     self.last_note = note
-            self.lock.release()
-        except BaseException:
-            disown(self.lock)
-            raise
         return settled

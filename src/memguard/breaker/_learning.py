@@ -31,7 +31,6 @@ from memguard.policy import Features, FunctionCost, features, tolerance_bytes
 from memguard.relief import HeapCounts, heap_counts, trim
 from memguard.sampling import PeakMeasurement, measure_cheaply
 from memguard.signals import contained
-from memguard.turns import disown
 
 if TYPE_CHECKING:
     from memguard.breaker._loop import LoopBell
@@ -213,15 +212,10 @@ class Gate:
             after = {n: passed for n, passed in before.items() if passed.call() is not None}
             call.since = time.monotonic()
             after[number] = _Passed(weakref.ref(call), solo)
-            try:
-                self._lock.acquire()
+            with self._lock:
                 done = self._passed is before
                 if done:
                     self._passed = after
-                self._lock.release()
-            except BaseException:
-                disown(self._lock)
-                raise
             if done:
                 call.alone = solo
                 return True
@@ -256,15 +250,10 @@ class Gate:
         while True:
             before = self._passed
             after = {n: passed for n, passed in before.items() if passed.call() not in (None, call)}
-            try:
-                self._lock.acquire()
+            with self._lock:
                 done = self._passed is before
                 if done:
                     self._passed = after
-                self._lock.release()
-            except BaseException:
-                disown(self._lock)
-                raise
             if done:
                 break
         for standing in list(self._line)[:1]:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import inspect
+import sys
 from collections.abc import Awaitable, Callable
-from types import MethodType, TracebackType
+from types import FrameType, MethodType, TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 from memguard.breaker._admission import Admission
@@ -25,7 +27,17 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _around: contextvars.ContextVar[Grant | None] = contextvars.ContextVar("memguard_reservation", default=None)
+_MOST_DROPPED = 10
 _STATES = {NEW: "new", ENTERED: "entered", WAITING: "waiting", HELD: "held", OVER: "released"}
+
+
+_STEPWISE = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
+
+
+def _is_context_manager(frame: FrameType) -> bool:
+    """Tell whether the generator that runs in *frame* is stepped through by contextlib."""
+    stepper = frame.f_back
+    return stepper is not None and stepper.f_globals is vars(contextlib)
 
 
 class _LookedUp:
@@ -34,6 +46,10 @@ class _LookedUp:
 
     A ``with`` statement looks it up before it calls ``__enter__``; whoever calls ``__enter__`` does not. So a
     reservation knows whether it has a body.
+
+    The body of a generator is none: it shares its caller's context, so that what the caller does between two steps
+    would draw from it. That of one which :mod:`contextlib` makes a context manager of is, since there it is the
+    caller's.
 
     See:
         The Python language reference, 8.5 "The with statement", steps 2 to 4.
@@ -45,7 +61,8 @@ class _LookedUp:
     def __get__(self, held: Any, owner: type) -> Any:
         if held is None:
             return self._leave
-        held._has_body = True
+        frame = sys._getframe(1)
+        held._has_body = not frame.f_code.co_flags & _STEPWISE or _is_context_manager(frame)
         return MethodType(self._leave, held)
 
 
@@ -286,6 +303,8 @@ class Reservation:
         grant = self._grant
         if grant.state != NEW:
             return
+        if len(self._desk.dropped) > _MOST_DROPPED:
+            self._desk.sweep()  # a grant that lent outlives its reservation, and is noted as dropped
         grant.around = around
         grant.outer = outer = _nearest(around, self._desk)
         if outer is not None and outer.outer is not None and outer.nbytes < grant.asked_bytes:

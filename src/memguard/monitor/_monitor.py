@@ -27,7 +27,7 @@ from memguard.relief import allocator_usage, shrinkables
 from memguard.sampling import Sampler, memory_usage
 from memguard.settings import settings
 from memguard.signals import Outbox, Signal
-from memguard.turns import Claim, Turn, disown
+from memguard.turns import Claim, Turn
 from memguard.units import ByteSize, Threshold, format_bytes
 from memguard.values import Gate, Level, MemoryUsage, gate_of
 
@@ -171,14 +171,12 @@ class MemoryMonitor:
             return
         clockwork = Clockwork(self, "memguard-monitor", self._collector.remove)
         try:
-            self._lock.acquire()
-            if self._clockwork is before:
-                self._clockwork = clockwork
-            self._lock.release()
+            with self._lock:
+                if self._clockwork is before:
+                    self._clockwork = clockwork
             if self._clockwork is clockwork:
                 self._start(clockwork)
         except BaseException as error:
-            disown(self._lock)
             clockwork.end()
             if self._clockwork in (None, clockwork):
                 self.stop()
@@ -214,14 +212,9 @@ class MemoryMonitor:
         # In an order in which it can be done again: an exception of a signal handler may come anywhere.
         clockwork.end()
         atexit.unregister(clockwork.stop)
-        try:
-            self._lock.acquire()
+        with self._lock:
             if self._clockwork is clockwork:
                 self._clockwork = None
-            self._lock.release()
-        except BaseException:
-            disown(self._lock)
-            raise
         self._settle()
         clockwork.stop()
 

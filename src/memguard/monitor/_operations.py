@@ -12,7 +12,6 @@ from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
 from memguard.sampling import PeakMeasurement, measure_cheaply
-from memguard.turns import disown
 from memguard.units import format_bytes
 from memguard.wrapping import wrap
 
@@ -104,15 +103,10 @@ class Operations:
         while not added:
             before = slot.value
             after = before.after(run, failed=failed)
-            try:
-                self._lock.acquire()
+            with self._lock:
                 if slot.value is before:
                     slot.value = after
                     added = True
-                self._lock.release()
-            except BaseException:
-                disown(self._lock)
-                raise
 
     def _slot(self, name: str) -> _Slot:
         found = self._by_name.get(name)

@@ -13,8 +13,6 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from memguard.turns import disown
-
 _FEW = 64
 
 
@@ -81,15 +79,10 @@ class Notes:
             after = _with(before, ticket, peak_bytes)
             if after is not None and after.length > _FEW + 2 * asking:
                 after = _needed(after, since())
-            try:
-                self._lock.acquire()
+            with self._lock:
                 if self._head is before:
                     self._head = after
                     added = True
-                self._lock.release()
-            except BaseException:
-                disown(self._lock)
-                raise
 
     def highest(self, since: int) -> int:
         """Return the highest peak that was noted with a ticket of *since* or later; 0 if there is none."""

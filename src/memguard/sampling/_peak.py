@@ -28,7 +28,7 @@ from memguard.forking import forget_in_child
 from memguard.sampling._files import KeptFile, write_once
 from memguard.sampling._notes import Notes
 from memguard.sampling._procfs import kilobytes, resident_bytes
-from memguard.turns import Bell, disown
+from memguard.turns import Bell
 
 MeterName: TypeAlias = Literal["kernel", "tracemalloc", "sampled"]
 _log = logging.getLogger("memguard")
@@ -170,15 +170,10 @@ class _SampledMark:
 
     def start(self) -> None:
         end, first = Bell(), False
-        try:
-            self._lock.acquire()
+        with self._lock:
             if self._end is None:
                 self._end = end
                 first = True
-            self._lock.release()
-        except BaseException:
-            disown(self._lock)
-            raise
         if not first:
             return
         try:
@@ -193,13 +188,8 @@ class _SampledMark:
             raise
 
     def stop(self) -> None:
-        try:
-            self._lock.acquire()
+        with self._lock:
             end, self._end = self._end, None
-            self._lock.release()
-        except BaseException:
-            disown(self._lock)
-            raise
         if end is not None:
             end.ring()  # not waited for: this may be the watching thread itself, in a finalizer
 
