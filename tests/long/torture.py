@@ -719,6 +719,10 @@ class Asking(logging.Handler):
         super().__init__()
         self.breaker = breaker
 
+    def createLock(self):  # noqa: N802 - logging's name
+        """None: a signal's exception between logging's `acquire` and its `try` would keep it for ever (3.11, 3.12)."""
+        self.lock = None
+
     def emit(self, record):
         self.breaker.allows(1)
 
