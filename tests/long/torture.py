@@ -533,7 +533,7 @@ class Round:
     def finish(self, threads):
         """Calm down, and see that all of it is over."""
         self.over.set()
-        began = time.monotonic()
+        began, told = time.monotonic(), False
         while any(thread.is_alive() for thread in threads):  # or else the watchdog ends it
             self.machine.calm()
             if self.plan.modes:
@@ -543,13 +543,31 @@ class Round:
                 self.shared.popleft().release()
             for thread in threads:
                 thread.join(0.02)
+            if not told and time.monotonic() - began > HANG_SECONDS / 2:
+                told = True
+                self.tell()
         self.drained = time.monotonic() - began
-        self.torture.handler.held = None
         gc.set_threshold(700, 10, 10)
         sys.setswitchinterval(5e-3)
         self.machine.calm()
         self.look_at_the_books()
         faulthandler.cancel_dump_traceback_later()
+
+    def tell(self):
+        """Say how the books are, before the watchdog ends it."""
+        desk = self.breaker._desk
+        print(
+            f"\nhangs: {desk.reserved_bytes} booked, room {desk.room_bytes}, {desk.permits} permits, {desk.on_ramp} on ramp"
+        )
+        print(desk.view)
+        for grant in list(desk.grants):
+            print(f"  grant of {grant()!r}: {grant.nbytes} of {grant.asked_bytes}, held by", end=" ")
+            print([type(each).__name__ for each in gc.get_referrers(grant())][:5])
+        for waiter in [*desk.queue, *desk.zeros]:
+            print(
+                f"  waiter {waiter.grant.asked_bytes}, {waiter.presence()}, {waiter.verdict}, settled {waiter.settled}"
+            )
+        sys.stdout.flush()
 
     def look_at_the_books(self):
         breaker, gate = self.breaker, self.breaker._gate
@@ -595,6 +613,7 @@ class Handler:
 
     def end(self):
         self.round = None
+        self.held = None  # an exception may have come before it was left
         signal.setitimer(signal.ITIMER_REAL, 0)
 
     def next(self):
@@ -699,6 +718,10 @@ class Asking(logging.Handler):
     def __init__(self, breaker):
         super().__init__()
         self.breaker = breaker
+
+    def createLock(self):  # noqa: N802 - logging's name
+        """None: a signal's exception between logging's `acquire` and its `try` would keep it for ever (3.11, 3.12)."""
+        self.lock = None
 
     def emit(self, record):
         self.breaker.allows(1)
