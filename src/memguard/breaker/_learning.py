@@ -181,6 +181,8 @@ class Gate:
         self.on_overrun: Callable[[Record, int, int], object] = lambda record, booked, peak: None  # noqa: ARG005
         self._forget_threads()
         forget_in_child(self)
+        # What it needs is imported now: a child that is forked in the midst of an import waits for it for ever.
+        contained(heap, what="allocator")
 
     def _forget_threads(self) -> None:
         self._lock = threading.RLock()
