@@ -911,3 +911,26 @@ def test_the_body_of_a_context_manager_made_of_a_generator_is_a_scope():
         assert reserved(breaker) == 100 * MIB
     asyncio.run(main())
     assert reserved(breaker) == 0
+
+
+def test_a_plain_with_around_one_that_was_acquired_on_a_loop_only_gives_back():
+    breaker, _, _ = scripted(0.5)
+
+    async def main():
+        with await breaker.aacquire(10 * MIB, timeout=5) as held:
+            assert reserved(breaker) == held.nbytes
+
+    asyncio.run(main())
+    assert reserved(breaker) == 0
+
+
+def test_scopes_that_are_left_out_of_order_are_left():
+    breaker, _, _ = scripted(0.5)
+    first, second = breaker.reserve(MIB), breaker.reserve(MIB)
+    for held in (first, second):
+        held.__enter__()
+        held.activate()
+    for held in (first, second, first, second):
+        held.deactivate()
+        held.release()
+    assert reserved(breaker) == 0

@@ -509,7 +509,9 @@ class LearnedReservation:
         """Undo :meth:`activate`."""
         token, self._token = self._token, None
         if token is not None:
-            with contextlib.suppress(ValueError, RuntimeError):  # left in another context than it was entered in
+            with contextlib.suppress(
+                ValueError, RuntimeError, LookupError
+            ):  # left in another context than it was entered in
                 _inside.reset(token)
         if self._reservation is not None:
             self._reservation.deactivate()

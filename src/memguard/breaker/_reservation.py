@@ -128,7 +128,7 @@ class Reservation:
             MemoryCircuitBreakerError: They do not fit in time.
             RuntimeError: It would wait on an event loop's thread, or was entered before.
         """
-        if self._timeout != 0 and in_event_loop():
+        if self._timeout != 0 and not self._is_acquired and in_event_loop():
             raise RuntimeError("a plain `with` would block the event loop while it waits; use `async with`")
         desk, grant = self._desk, self._grant
         around = _around.get()
@@ -170,7 +170,7 @@ class Reservation:
             self._token = None
             try:
                 _around.reset(token)
-            except (ValueError, RuntimeError):
+            except (ValueError, RuntimeError, LookupError):
                 # Left in another context than it was entered in (a finalized async generator), or a second time by
                 # something that came in between: there is nothing to undo here.
                 pass
@@ -341,7 +341,7 @@ class Reservation:
 
 def _reset(token: contextvars.Token[Grant | None]) -> None:
     # In another context than it was set in (a coroutine or generator that is finalized): there is nothing to undo.
-    with contextlib.suppress(ValueError, RuntimeError):
+    with contextlib.suppress(ValueError, RuntimeError, LookupError):
         _around.reset(token)
 
 
