@@ -143,3 +143,7 @@ def test_a_line_of_another_type_is_refused(value):
 def test_a_lost_percent_sign_is_named():
     with pytest.raises(ValueError, match="80 is 80 bytes; write '80%'"):
         parse_threshold(80)
+
+
+def test_a_number_of_bytes_that_no_float_holds_can_be_shown():
+    assert format_bytes(-(10**400)) == "-8.7e+381 EiB"

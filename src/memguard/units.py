@@ -76,10 +76,15 @@ def _whole_bytes(value: Any) -> int:
     return int.__pos__(size)  # a plain int, whatever subclass of it came in
 
 
+_LARGEST_WRITTEN_OUT = 1024**8
+
+
 def format_bytes(n: int) -> str:
     """Return *n* bytes for people: ``"1.5 GiB"``, ``"512 MiB"``, ``"-3 KiB"``, ``"17 B"``."""
     size = abs(n)
     sign = "-" if n < 0 else ""
+    if size >= _LARGEST_WRITTEN_OUT:
+        return f"{sign}{Decimal(size) / 1024**6:.1e} EiB"
     if size < 1024:
         return f"{sign}{size} B"
     value = size / 1024

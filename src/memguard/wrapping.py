@@ -109,10 +109,19 @@ def _plain(fn: Any, surround: Surround) -> Any:
 def _is_begun(result: object) -> bool:
     """Tell whether *result* is work that is only begun. Looks at its type alone: no code of its own runs."""
     kind = type(result)
-    return hasattr(kind, "__await__") or hasattr(kind, "add_done_callback") or kind in _GENERATORS
+    return hasattr(kind, "__await__") or hasattr(kind, "add_done_callback") or kind in _STEPS
 
 
-_GENERATORS = (types.GeneratorType, types.AsyncGeneratorType, types.CoroutineType)
+_STEPS = {types.GeneratorType: "gi", types.AsyncGeneratorType: "ag", types.CoroutineType: "cr"}
+"""What runs step by step, with the prefix of its attributes."""
+
+
+def _is_untouched(result: Any) -> bool:
+    """Tell whether *result* runs step by step and has not begun: then something else can stand for it."""
+    prefix = _STEPS.get(type(result))
+    if prefix is None or getattr(result, f"{prefix}_frame") is None:
+        return False
+    return not getattr(result, f"{prefix}_suspended", False)  # an async generator tells that from 3.12 on
 
 
 def _until_over(result: Any, held: Around) -> Any:
@@ -120,14 +129,15 @@ def _until_over(result: Any, held: Around) -> Any:
     if hasattr(type(result), "add_done_callback"):  # a future or a task: others may wait for it as well
         result.add_done_callback(lambda _: held.__exit__(None, None, None))
         return result
-    entered = _Entered(held)
-    if isinstance(result, types.GeneratorType):
-        return _generator(lambda: result, lambda _args, _kwargs: entered)()
-    if isinstance(result, types.AsyncGeneratorType):
-        return _async_generator(lambda: result, lambda _args, _kwargs: entered)()
-    if isinstance(result, types.CoroutineType):
+    if _is_untouched(result):
+        entered = _Entered(held)
+        if isinstance(result, types.GeneratorType):
+            return _generator(lambda: result, lambda _args, _kwargs: entered)()
+        if isinstance(result, types.AsyncGeneratorType):
+            return _async_generator(lambda: result, lambda _args, _kwargs: entered)()
         return _awaited(lambda: result, held)
-    # Another awaitable may be more than that (`async with connect() as c`): it stays what it is, until it is garbage.
+    # Another awaitable may be more than that (`async with connect() as c`), and what somebody has begun is that one's:
+    # it stays what it is, until it is garbage.
     try:
         weakref.finalize(result, held.__exit__, None, None, None).atexit = False
     except TypeError:
@@ -178,7 +188,7 @@ def _generator(fn: Any, surround: Surround) -> Any:
                     try:
                         sent = yield value
                     except GeneratorExit:
-                        raise
+                        return _closed(inner, held)
                     except BaseException as error:
                         step = functools.partial(inner.throw, error)
                     else:
@@ -186,13 +196,18 @@ def _generator(fn: Any, surround: Surround) -> Any:
             except StopIteration as stop:
                 return stop.value
             finally:
-                held.activate()
-                try:
-                    inner.close()
-                finally:
-                    held.deactivate()
+                _closed(inner, held)
 
     return wrapper
+
+
+def _closed(inner: Any, held: Around) -> Any:
+    """Close *inner*; return what that returns, from CPython 3.13 on what the generator returned."""
+    held.activate()
+    try:
+        return inner.close()
+    finally:
+        held.deactivate()
 
 
 def _async_generator(fn: Any, surround: Surround) -> Any:

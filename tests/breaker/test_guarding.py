@@ -5,6 +5,7 @@ import contextlib
 import functools
 import gc
 import inspect
+import sys
 import threading
 import warnings
 import weakref
@@ -369,3 +370,34 @@ def test_a_generator_that_goes_on_keeps_no_error_that_was_thrown_into_it():
 
     assert alive[0]() is None
     steps.close()
+
+
+def test_a_returned_generator_that_was_begun_stays_the_one_it_is():
+    breaker, _, _ = scripted(0.5)
+    steps = plain_echo()
+    next(steps)
+
+    kept = [steps]
+    assert breaker.guard(cost=10 * MIB)(kept.pop)() is steps
+    assert steps.send("on") == "on"
+    assert reserved(breaker) == 10 * MIB
+    del steps
+    gc.collect()
+    assert reserved(breaker) == 0
+
+
+def plain_echo():
+    sent = None
+    while True:
+        try:
+            sent = yield sent
+        except GeneratorExit:
+            return "closed"
+
+
+def test_closing_a_guarded_generator_returns_what_the_generator_returned():
+    breaker, _, _ = scripted(0.5)
+    steps = breaker.guard(cost=MIB)(plain_echo)()
+    next(steps)
+    assert steps.close() == ("closed" if sys.version_info >= (3, 13) else None)
+    assert reserved(breaker) == 0

@@ -423,3 +423,20 @@ def test_a_cost_that_is_right_is_not_told_of():
     assert told == []
     (learned,) = breaker.learned().values()
     assert (learned.calls, learned.booked_bytes, learned.overruns) == (3, 64 * MIB, 0)
+
+
+def test_an_overrun_beside_a_long_call_keeps_nobody_out_for_ever(gate, meter, monkeypatch):
+    record, other = Record("f"), Record("stream")
+    for each in (record, other):
+        run(gate, meter, each, SMALL, 80 * MIB, 9)
+    stream = begun(gate, other)
+    call = begun(gate, record)
+    meter.takes(600 * MIB)
+    gate.end(call, failed=False)
+    gate.left(call)
+    assert not gate.passes(Call(record, SMALL))
+
+    stream.since -= 6.0  # it runs on
+
+    assert gate.passes(Call(record, SMALL))
+    assert record.overruns == 1

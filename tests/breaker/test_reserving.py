@@ -77,6 +77,12 @@ def test_a_timeout_that_cannot_be_meant_is_refused(timeout):
         breaker.reserve(1, timeout="1")
 
 
+def test_a_timeout_longer_than_any_is_for_ever():
+    breaker, _, _ = scripted(0.5)
+    with breaker.reserve(1, timeout=10**400):
+        assert reserved(breaker) == 1
+
+
 def test_a_reservation_is_entered_once():
     breaker, _, _ = scripted(0.1)
     with breaker.reserve(1) as held, pytest.raises(RuntimeError, match="entered once"):

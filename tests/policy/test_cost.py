@@ -4,6 +4,7 @@ What a call costs, as far as calls were measured. Pure.
 
 from __future__ import annotations
 
+import io
 import math
 
 import pytest
@@ -36,6 +37,12 @@ class Sized:
     nbytes = 1234
 
 
+class Table:
+    """As a table of any library tells its size."""
+
+    shape = 4, 5
+
+
 def test_arguments_tell_their_size_and_the_largest_number(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"x" * 500)
@@ -44,6 +51,41 @@ def test_arguments_tell_their_size_and_the_largest_number(tmp_path):
     assert features((path,), {}) == Features(500, 0)
     assert features((str(path),), {}) == Features(500, 0)
     assert features((Sized(),), {}) == Features(1234, 0)
+    assert features((Table(), memoryview(b"123")), {}) == Features(23, 0)
+    with path.open("rb") as file:
+        assert features((file, io.BytesIO(b"12")), {}) == Features(502, 0)
+    closed = io.BytesIO()
+    closed.close()
+    assert features((closed,), {}) == Features(0, 0)
+
+
+class Query:
+    """A query of a database: its length is known once all rows are loaded."""
+
+    def __len__(self):
+        raise AssertionError("was loaded")
+
+    def __getattr__(self, name):
+        raise AssertionError("was loaded")
+
+    @property
+    def __class__(self):
+        raise AssertionError("was loaded")
+
+
+class Counted(list):
+    """A list that tells of another length."""
+
+    def __len__(self):
+        raise AssertionError("was asked")
+
+
+def test_what_would_do_work_to_tell_its_size_is_not_asked():
+    assert features((Query(), Counted([1, 2])), {"rows": Query()}) == Features(2, 0)
+
+
+def test_a_number_that_no_float_holds_tells_nothing():
+    assert features((10**400, 3), {}) == Features(0, 3)
 
 
 def test_odd_arguments_tell_nothing_and_break_nothing():

@@ -546,3 +546,21 @@ def test_every_item_is_done_once_whatever_is_refused_and_runs_out(run, *, count,
     assert report.pending == ()
     assert purse.most <= 1000 * fits
     assert purse.out == 0
+
+
+class Emptying(Hungry):
+    """Takes the items out of the list that it gets, as a consumer of a queue would."""
+
+    def __call__(self, chunk):
+        items = list(chunk)
+        chunk.clear()
+        return super().__call__(items)
+
+
+@pytest.mark.parametrize("run", FORMS)
+@pytest.mark.parametrize("most", [8, 3])
+def test_a_function_may_empty_the_list_that_it_gets(run, most):
+    report = run(range(50), Emptying(most), chunk_size=8, min_chunk_size=1, breaker=Purse(), on_memory_error="shrink")
+
+    assert sorted(sum(report.results, [])) == list(range(50))
+    assert (report.complete, report.items_done, report.next_index) == (True, 50, 50)

@@ -436,7 +436,11 @@ def check_timeout(timeout: float | None) -> float | None:
         raise TypeError(f"timeout is a number of seconds or None, got {timeout!r}")
     if not timeout >= 0:
         raise ValueError(f"timeout is 0 seconds or more, or None to wait for ever; got {timeout!r}")
-    return None if timeout == math.inf else float(timeout)
+    try:
+        seconds = float(timeout)
+    except OverflowError:
+        return None  # longer than anything
+    return None if seconds == math.inf else seconds
 
 
 def _relief(config: Config, clock: Callable[[], float]) -> Relief:

@@ -4,7 +4,7 @@ What a breaker is told, checked at the door.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
@@ -49,7 +49,7 @@ def make_config(
     """
     if isinstance(check_interval, bool) or not isinstance(check_interval, (int, float)):
         raise TypeError(f"check_interval is a number of seconds, got {check_interval!r}")
-    if not (check_interval > 0 and math.isfinite(check_interval)):
+    if not 0 < check_interval <= sys.float_info.max:
         raise ValueError(f"check_interval is a number of seconds above 0, got {check_interval!r}")
     if mode not in get_args(BreakerMode):
         raise ValueError(f"mode is 'enforce', 'observe' or 'off', got {mode!r}")

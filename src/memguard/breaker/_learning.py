@@ -205,9 +205,9 @@ class Gate:
             before = self._passed
             inside = _alive(before)
             if self._suspect is not None:
-                if inside:
+                if any(not self._is_long(each) for each, _ in inside):
                     return False
-                self._judge()
+                self._judge([each for each, _ in inside])
             solo = self._is_due(call)
             if not self._may_pass(call, inside, solo=solo):
                 return False
@@ -241,11 +241,15 @@ class Gate:
     def _may_pass(self, call: Call, inside: list[tuple[Call, bool]], *, solo: bool) -> bool:
         if solo:
             return not inside
-        patient_since = time.monotonic() - _PATIENCE_SECONDS
-        if any(alone and each.since > patient_since for each, alone in inside):
+        if any(alone and not self._is_long(each) for each, alone in inside):
             return False
         beside = sum(each.record is call.record for each, _ in inside)
         return beside < call.record.cost.most_at_once
+
+    @staticmethod
+    def _is_long(call: Call) -> bool:
+        """Tell whether *call* has been inside for so long that nobody waits for it any more."""
+        return time.monotonic() - call.since >= _PATIENCE_SECONDS
 
     def left(self, call: Call) -> None:
         """Note that *call* is out, however it ended."""
@@ -380,8 +384,13 @@ class Gate:
             self._held_bytes = max(0, min(heap.free_bytes, resident - heap.used_bytes - idle.other_bytes))
         return True
 
-    def _judge(self) -> None:
-        """Nobody runs, and calls took more than was believed: find out whether it was theirs, and believe less."""
+    def _judge(self, inside: list[Call]) -> None:
+        """
+        Calls took more than was believed: find out whether it was theirs, and believe less.
+
+        Args:
+            inside: Long calls that still run: what they are believed to take is not what stays behind.
+        """
         suspect, self._suspect = self._suspect, None
         idle = self._idle
         if suspect is None or idle is None:
@@ -391,7 +400,8 @@ class Gate:
         if lap is None:
             return
         # What stays after that is not theirs: request bodies, caches, kept results.
-        over = suspect[0] - max(0, lap[0] - idle.resident_bytes)
+        stays = lap[0] - idle.resident_bytes - sum(each.believed_bytes for each in inside)
+        over = suspect[0] - max(0, stays)
         calls = suspect[1]
         total = sum(each.believed_bytes for each in calls)
         if over <= tolerance_bytes(total):

@@ -4,7 +4,7 @@ What a monitor is told, checked at the door.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -89,7 +89,7 @@ def _interval(given: float | None) -> float:
 def _seconds(value: float, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} is a number of seconds, got {value!r}")
-    if not (value > 0 and math.isfinite(value)):
+    if not 0 < value <= sys.float_info.max:
         raise ValueError(f"{name} is a number of seconds above 0, got {value!r}")
     return float(value)
 
@@ -105,6 +105,6 @@ def _whole(value: int, name: str) -> int:
 def _factor(value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"growth_threshold is a number, got {value!r}")
-    if not (value > 1 and math.isfinite(value)):
+    if not 1 < value <= sys.float_info.max:
         raise ValueError(f"growth_threshold is a factor above 1 (1.5: half as much again), got {value!r}")
     return float(value)

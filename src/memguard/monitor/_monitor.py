@@ -26,7 +26,7 @@ from memguard.policy import LeakDetectionResult, LeakDetector, MinuteGrowth, det
 from memguard.relief import allocator_usage, shrinkables
 from memguard.sampling import Sampler, memory_usage
 from memguard.settings import settings
-from memguard.signals import Outbox, Signal
+from memguard.signals import Outbox, Signal, is_interrupt
 from memguard.turns import Claim, Turn
 from memguard.units import ByteSize, Threshold, format_bytes
 from memguard.values import Gate, Level, MemoryUsage, gate_of
@@ -349,7 +349,9 @@ class MemoryMonitor:
         for name, read in self._explained.copy().items():
             try:
                 told[name] = int(read())
-            except Exception:
+            except Exception as error:
+                if is_interrupt(error):
+                    raise
                 _log.exception("memguard: %r cannot be explained any more and counts as nothing", name)
                 self._explained.pop(name, None)
         return told

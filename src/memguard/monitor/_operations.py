@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
 from memguard.sampling import PeakMeasurement, measure_cheaply
+from memguard.signals import is_interrupt
 from memguard.units import format_bytes
 from memguard.wrapping import wrap
 
@@ -265,4 +266,6 @@ def _shown(value: object) -> str:
     try:
         return repr(value)
     except Exception as error:
+        if is_interrupt(error):
+            raise
         return f"<{type(value).__name__}, whose repr raised {type(error).__name__}>"

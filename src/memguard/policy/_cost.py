@@ -8,14 +8,16 @@ largest number among them.
 
 from __future__ import annotations
 
-import contextlib
+import io
 import math
 import os
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from memguard.signals import is_interrupt
 from memguard.units import ByteSize, parse_bytes
 
 _FIRST_SOLOS, _LATER_SOLOS = 3, 2
@@ -72,39 +74,70 @@ class Features:
 
 
 def features(args: Iterable[Any], kwargs: Mapping[str, Any]) -> Features:
-    """Return what the arguments of a call tell. Objects that do not say their size tell nothing."""
+    """
+    Return what the arguments of a call tell: numbers, text, bytes, containers, arrays, tables, files and their names.
+
+    Any other object tells nothing and is not asked: the length of a database query is all of its rows.
+    """
     size = number = 0.0
     for value in (*args, *kwargs.values()):
-        if issubclass(type(value), (int, float)):  # what it says of its class is not asked
-            number = max(number, _finite(value))
+        kind = type(value)  # what it says of its class is not asked
+        if issubclass(kind, (int, float)):
+            number = max(number, _finite(value, int if issubclass(kind, int) else float))
         else:
-            size += _size(value)
+            size += _size(value, kind)
     return Features(size, number)
 
 
-def _finite(value: Any) -> float:
-    """Return the absolute *value* as a number that can be reckoned with; 0 where it is none."""
+def _finite(value: Any, base: type[int | float]) -> float:
+    """Return the absolute *value*, a *base*, as a number that can be reckoned with; 0 where it is none."""
     try:
-        number = abs(float(value))
-    except Exception:  # noqa: BLE001, RUF100 - an odd object costs its own measurement, not the call
+        number = abs(base.__float__(value))
+    except OverflowError:
         return 0.0
     return number if number < math.inf else 0.0
 
 
-def _size(value: Any) -> float:
-    """Return the size of *value*; whatever its methods do, the answer is a number."""
+def _size(value: Any, kind: type) -> float:
+    for base in _CONTAINERS:
+        if issubclass(kind, base):
+            if base is str and _may_be_path(value):
+                return _file_size(value) or len(value)
+            return float(base.__len__(value))
     try:
-        if isinstance(value, (os.PathLike, str)) and _may_be_path(value):
-            with contextlib.suppress(OSError, ValueError):
-                return float(Path(value).stat().st_size)
-        nbytes = getattr(value, "nbytes", None)
-        return _finite(len(value) if nbytes is None else nbytes)
-    except Exception:  # noqa: BLE001, RUF100 - an odd object costs its own measurement, not the call
+        return _told_size(value, kind)
+    except Exception as error:
+        if is_interrupt(error):
+            raise
+        return 0.0  # an odd object costs its own measurement, not the call
+
+
+_CONTAINERS: tuple[Any, ...] = (str, bytes, bytearray, list, tuple, dict, set, frozenset, deque, range)
+_FILES = (io.FileIO, io.BufferedReader, io.BufferedRandom, io.TextIOWrapper)
+
+
+def _told_size(value: Any, kind: type) -> float:
+    """Return the size of *value* as its type declares one; whatever the object makes up at run time is not asked."""
+    if hasattr(kind, "nbytes"):  # arrays of any make, memoryview
+        return _finite(int(value.nbytes), int)
+    if hasattr(kind, "shape"):  # tables of any make
+        return _finite(math.prod(side for side in value.shape if type(side) is int), int)
+    if issubclass(kind, io.BytesIO):
+        return float(io.BytesIO.getbuffer(value).nbytes)
+    if issubclass(kind, _FILES):
+        return float(os.fstat(value.fileno()).st_size)
+    return _file_size(value) if issubclass(kind, os.PathLike) else 0.0
+
+
+def _file_size(path: str | os.PathLike[str]) -> float:
+    try:
+        return float(Path(path).stat().st_size)
+    except (OSError, ValueError):
         return 0.0
 
 
-def _may_be_path(value: os.PathLike[str] | str) -> bool:
-    return not isinstance(value, str) or (os.sep in value and len(value) < _LONGEST_PATH)
+def _may_be_path(text: str) -> bool:
+    return os.sep in text and len(text) < _LONGEST_PATH
 
 
 def _half_octave(value: float) -> int:

@@ -20,6 +20,7 @@ from memguard.relief._allocator import trim
 from memguard.relief._shrinking import Shrinkables, shrinkables
 from memguard.relief._tops import tops
 from memguard.sampling import heap_counts, memory_usage, resident_bytes
+from memguard.signals import is_interrupt
 from memguard.turns import Claim, Turn
 from memguard.units import format_bytes
 
@@ -114,7 +115,9 @@ def _answer(what: str, ask: Callable[[], int], otherwise: int) -> int:
     """Return what *ask* tells; *otherwise* where it raises, which is logged once: it may be asked all the time."""
     try:
         return ask()
-    except Exception:
+    except Exception as error:
+        if is_interrupt(error):
+            raise
         if what not in _failed:
             _failed.add(what)
             _say(f"{what} failed; relief goes on")
@@ -140,7 +143,9 @@ def run_steps(steps: Sequence[Step], read: Callable[[], int], clock: Callable[[]
     for step in steps:
         try:
             step.act()
-        except Exception:
+        except Exception as error:
+            if is_interrupt(error):
+                raise
             _say(f"the relief step {step.name!r} failed; the others go on")
         after, then = _answer("reading what is in use", read, now), clock()
         done.append(ReliefStep(step.name, now - after, then - at))

@@ -13,6 +13,8 @@ import weakref
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+from memguard.signals import is_interrupt
+
 _log = logging.getLogger("memguard")
 
 
@@ -118,6 +120,8 @@ class Shrinkables:
                 return told
             self._say_once(number, f"told {told!r}")
         except Exception as error:
+            if is_interrupt(error):
+                raise
             self._say_once(number, f"raised {type(error).__name__}")
         return 0
 

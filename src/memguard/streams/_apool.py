@@ -71,12 +71,12 @@ class AsyncPool(Generic[T, R]):
             return
         try:
             chunk = await self._source.take(job.size.items, job.chunk_bytes)
+            count, kept = len(chunk.items), chunk.copy() if job.keeps_items else None
             future = self._submit(held, chunk.items)
         except BaseException:
             await held.aleave()
             raise
-        items = chunk.items if job.keeps_items else None
-        window.add(Slot(chunk.index, len(chunk.items), held, future, items))
+        window.add(Slot(chunk.index, count, held, future, kept))
 
     def _submit(self, held: Held, items: list[T]) -> Any:
         if self._executor is None:

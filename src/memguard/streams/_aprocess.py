@@ -143,13 +143,14 @@ class _Slices:
         job = self._job
         chunk = await self._source.take(most, job.chunk_bytes)
         items = len(chunk.items)
+        kept = chunk.copy() if job.keeps_items else None
         began = time.perf_counter()
         try:
             result = held.run(call, self._fn, chunk.items)
         except MemoryError:
-            if not job.runs_again(items):
+            if kept is None or not job.runs_again(items):
                 raise
-            job.shelf.put_back(chunk)
+            job.shelf.put_back(kept)
             self._length = job.size.items
             return 0
         job.finished(chunk.index, items, result)

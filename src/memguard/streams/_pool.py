@@ -78,12 +78,12 @@ class Pool(Generic[T, R]):
             return
         try:
             chunk = self._source.take(job.size.items, job.chunk_bytes)
+            count, kept = len(chunk.items), chunk.copy() if job.keeps_items else None
             future = submit(self._executor, held, self._fn, chunk.items)
         except BaseException:
             held.leave()
             raise
-        items = chunk.items if job.keeps_items else None
-        window.add(Slot(chunk.index, len(chunk.items), held, future, items))
+        window.add(Slot(chunk.index, count, held, future, kept))
         future.add_done_callback(partial(_done, held, self._news))
 
     def _collect(self, *, or_room: bool = False) -> None:

@@ -129,14 +129,16 @@ def _one_by_one(source: Source[T], fn: Callable[[list[T]], R], job: Job[R]) -> N
 def _do_chunk(source: Source[T], fn: Callable[[list[T]], R], job: Job[R], held: Held) -> bool:
     """Do one chunk, or put it back. In a function of its own, so that nothing keeps the items while the next waits."""
     chunk = source.take(job.size.items, job.chunk_bytes)
+    count = len(chunk.items)
+    kept = chunk.copy() if job.keeps_items else None
     try:
         result = held.run(call, fn, chunk.items)
     except MemoryError:
-        if not job.runs_again(len(chunk.items)):
+        if kept is None or not job.runs_again(count):
             raise
-        job.shelf.put_back(chunk)
+        job.shelf.put_back(kept)
         return False
-    job.finished(chunk.index, len(chunk.items), result)
+    job.finished(chunk.index, count, result)
     return True
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from memguard.signals import is_interrupt
 from memguard.values import Level, MemoryUsage, Progress
 
 R = TypeVar("R")
@@ -99,7 +100,9 @@ class Account(Generic[R]):
             return
         try:
             self.on_progress(self._progress(chunk_size, level, complete=complete))
-        except Exception:
+        except Exception as error:
+            if is_interrupt(error):
+                raise
             # A broken progress bar must not stop the job.
             _log.exception("on_progress %r failed", self.on_progress)
 

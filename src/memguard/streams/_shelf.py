@@ -24,6 +24,10 @@ class Chunk(Generic[T]):
     index: int
     items: list[T]
 
+    def copy(self) -> Chunk[T]:
+        """Return it with a list of its own: the one that a function gets is the function's, which may empty it."""
+        return Chunk(self.index, self.items.copy())
+
 
 class Shelf(Generic[T]):
     """Chunks in the order of the source, to be begun from the lowest."""

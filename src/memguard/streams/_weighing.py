@@ -7,6 +7,7 @@ from __future__ import annotations
 import sys
 from typing import Any, TypeVar
 
+from memguard.signals import is_interrupt
 from memguard.streams._reader import Reader
 
 T = TypeVar("T")
@@ -29,7 +30,9 @@ def item_bytes(item: object) -> int:
             size += sum(map(sys.getsizeof, item.values()))
         elif isinstance(item, (list, tuple)):
             size += sum(map(sys.getsizeof, item))
-    except Exception:
+    except Exception as error:
+        if is_interrupt(error):
+            raise
         # A __sizeof__ of somebody's own that fails is no reason to lose the items that were taken with it.
         return _EMPTY_BYTES
     return size

@@ -25,14 +25,14 @@ class Slot(Generic[T, R]):
         size: How many items it has.
         held: What it holds.
         future: Where its result comes from: a future of either kind; gone once that was asked for.
-        items: Its items, where they may be needed again.
+        kept: Its items, where they may be needed again.
     """
 
     index: int
     size: int
     held: Held
     future: Any
-    items: list[T] | None
+    kept: Chunk[T] | None
 
     def result(self) -> R:
         """Return what the function returned, or raise what it raised, after which nobody here knows that error."""
@@ -46,8 +46,8 @@ class Slot(Generic[T, R]):
 
     def again(self) -> Chunk[T]:
         """Return its items, to be done again."""
-        assert self.items is not None
-        return Chunk(self.index, self.items)
+        assert self.kept is not None
+        return self.kept
 
 
 class Window(Generic[T, R]):
