@@ -132,6 +132,15 @@ def test_one_that_opens_again_soon_stays_open_longer_each_time():
     assert circuit.dwell_seconds == 2.0
 
 
+def test_where_very_little_is_used_it_stays_open_for_four_seconds_at_most():
+    lines = Lines.of(0.8).at(GIB)
+    circuit = Circuit(State.OPEN, since=100.0, dwell_seconds=32.0)
+
+    assert next_circuit(circuit, int(0.4 * GIB), lines, 104.0).state is State.OPEN
+    assert next_circuit(circuit, int(0.3 * GIB), lines, 103.9).state is State.OPEN
+    assert next_circuit(circuit, int(0.3 * GIB), lines, 104.0).state is State.HALF_OPEN
+
+
 def test_after_a_calm_minute_an_opening_is_a_new_story():
     circuit, _ = run([0.9, 0.5, 0.5, 0.5, 0.5, 0.9])
     assert circuit.dwell_seconds == 1.0

@@ -306,12 +306,12 @@ class Readings:
 
     def retry_after(self) -> float:
         """Return the seconds until trying again may be of use; 0 while closed."""
-        circuit = self.desk.view.circuit
+        circuit, usage, lines = self.desk.view.circuit, self.desk.view.usage, self.desk.view.lines
         if circuit.state is State.CLOSED:
             return 0.0
         left = 0.0
-        if circuit.state is State.OPEN and circuit.since is not None:
-            left = circuit.since + circuit.dwell_seconds - self.clock()
+        if circuit.state is State.OPEN and usage is not None and lines is not None:
+            left = circuit.dwells_until(usage.used_bytes, lines) - self.clock()
         return max(self.config.check_interval, left)
 
     def _thresholds(self, limit_bytes: int) -> LineBytes:

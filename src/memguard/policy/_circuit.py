@@ -4,7 +4,8 @@ When the circuit opens, is half-open, and closes.
 It opens with the first reading over the line. It leaves "open" only below the closing threshold, and then admits a ramp
 (1, 2, 4 at a time), so that the work which waited does not come back as a herd. The ramp goes up by a calm reading, and
 only once a while has passed or a piece of work has ended since the last step: however many ask, at one moment they get
-one step. One that opens again soon stays open for a while, doubled each time.
+one step. One that opens again soon stays open for a while, doubled each time; but for a few seconds only where less
+than half of the closing threshold is in use.
 
 It is stuck when, open for half a minute, nobody holds a reservation and what is used does not change: freed pages
 that the allocator keeps, or live data. Refusing more would never end it. Then the lines are raised to halfway between
@@ -23,6 +24,7 @@ _LAST_PERMITS = 4
 _ALL = 2**62
 _FIRST_DWELL_SECONDS = 1.0
 _LONGEST_DWELL_SECONDS = 60.0
+_LONGEST_DWELL_SECONDS_LOW = 4.0
 _CALM_SECONDS = 60.0
 """Closed for so long, an opening is a new story."""
 _STUCK_SECONDS = 30.0
@@ -77,6 +79,12 @@ class Circuit:
         """Return the lines that count, where *lines* are those that were told."""
         return lines if self.raised_bytes is None else lines.above(self.raised_bytes)
 
+    def dwells_until(self, used_bytes: int, lines: LineBytes) -> float:
+        """Return until when it stays open, however little is used; for a shorter while if that is very little."""
+        low = used_bytes < self.lines(lines).close // 2
+        seconds = min(self.dwell_seconds, _LONGEST_DWELL_SECONDS_LOW) if low else self.dwell_seconds
+        return (self.since or 0.0) + seconds
+
 
 def next_circuit(
     circuit: Circuit,
@@ -107,7 +115,8 @@ def next_circuit(
         circuit = _steady(_critical(circuit, used_bytes, now), used_bytes, lines, now, reserved_bytes)
         return _raised(circuit, used_bytes, now, finished) if _is_stuck(circuit, used_bytes, lines, now) else circuit
     if circuit.state is State.OPEN:
-        return _relaxing(replace(circuit, level=level), now, finished)
+        circuit = replace(circuit, level=level)
+        return circuit if now < circuit.dwells_until(used_bytes, lines) else _half_open(circuit, now, finished)
     if circuit.state is State.HALF_OPEN:
         circuit = replace(circuit, level=level)
         calm = used_bytes < circuit.lines(lines).close
@@ -142,13 +151,6 @@ def _raised(circuit: Circuit, used_bytes: int, now: float, finished: int) -> Cir
 
 def _half_open(circuit: Circuit, now: float, finished: int) -> Circuit:
     return replace(circuit, state=State.HALF_OPEN, permits=1, since=now, stepped_at=now, stepped_finished=finished)
-
-
-def _relaxing(circuit: Circuit, now: float, finished: int) -> Circuit:
-    assert circuit.since is not None
-    if now < circuit.since + circuit.dwell_seconds:
-        return circuit
-    return _half_open(circuit, now, finished)
 
 
 def _stepped(circuit: Circuit, now: float, finished: int) -> Circuit:
