@@ -10,7 +10,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from memguard import wrapping
-from memguard.breaker._learning import LearnedReservation, Record
+from memguard.breaker._learned_reservation import LearnedReservation
+from memguard.breaker._learning import Record
 from memguard.breaker._reservation import Reservation
 from memguard.policy import cost_bytes
 from memguard.sampling import PeakMeasurement, measure_cheaply
