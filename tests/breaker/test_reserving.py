@@ -5,6 +5,7 @@ import contextvars
 import gc
 import random
 import threading
+import time
 
 import pytest
 from test_breaker import MIB, scripted
@@ -363,6 +364,39 @@ def test_a_waiter_whose_loop_died_does_not_hold_up_the_line():
     with contextvars.copy_context().run(lambda: breaker.reserve(300 * MIB, timeout=SOON)):
         assert reserved(breaker) == 300 * MIB
     coroutine.close()
+
+
+def test_what_a_task_of_a_dead_loop_holds_comes_back_though_it_waits_for_more_behind_somebody():
+    breaker, _, _ = scripted(0.5)
+    loop = asyncio.new_event_loop()
+    go = asyncio.Event()
+
+    async def hold_and_wait():
+        held = await breaker.aacquire(200 * MIB)
+        await go.wait()
+        await breaker.aacquire(50 * MIB, timeout=None)
+        held.release()
+
+    def first_in_line():
+        with breaker.reserve(250 * MIB, timeout=SOON):
+            pass
+
+    loop.create_task(hold_and_wait())._log_destroy_pending = False
+    loop.run_until_complete(asyncio.sleep(0))
+    thread = threading.Thread(target=first_in_line)
+    thread.start()
+    wait_until_waiting(breaker, 1)
+    go.set()
+    while breaker.statistics().waiting < 2:
+        loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+
+    deadline = time.monotonic() + SOON
+    while thread.is_alive() and time.monotonic() < deadline:
+        gc.collect()
+        thread.join(0.01)
+
+    assert (reserved(breaker), breaker.statistics().waiting, breaker.statistics().refused) == (0, 0, 0)
 
 
 def test_random_threads_and_tasks_never_exceed_the_line_and_leak_nothing():

@@ -292,6 +292,7 @@ class Admission:
         """Read again, admit who fits; as the first, have memory given back, and try what the allocator holds free."""
         first = self._queue.first() is waiter
         if first:
+            self._queue.prune()
             if here:
                 self._relieving.here(waiter.grant.asked_bytes)
             else:

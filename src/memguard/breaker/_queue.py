@@ -140,6 +140,20 @@ class Queue:
                 return False
         return True
 
+    def prune(self) -> None:
+        """
+        Take out all whose loop is gone, wherever they stand, and all who need not wait any more.
+
+        Not for order's sake: such a waiter keeps its loop alive, and so the other tasks of that, which may hold bytes
+        that the head waits for.
+        """
+        for line in (self._desk.queue, self._desk.zeros):
+            for waiter in list(line):
+                if not waiter.settled and waiter.presence() == "gone":
+                    self._desk.leave(waiter.grant)
+                if waiter.settled:
+                    self._dismiss(line, waiter)
+
     def _dismiss(self, line: deque[Waiter], waiter: Waiter) -> None:
         """Take *waiter* out of *line* and wake it. Redone as a whole if something came in between."""
         try:
