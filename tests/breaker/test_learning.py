@@ -17,6 +17,7 @@ from test_reserving import reserved
 
 from memguard import MemoryCircuitBreakerError
 from memguard.breaker._learning import Call, Gate, Record, Room
+from memguard.breaker._queue import Standing, ThreadBell
 from memguard.policy import Features
 from memguard.relief import HeapCounts
 from memguard.sampling import measure_cheaply
@@ -440,3 +441,13 @@ def test_an_overrun_beside_a_long_call_keeps_nobody_out_for_ever(gate, meter, mo
 
     assert gate.passes(Call(record, SMALL))
     assert record.overruns == 1
+
+
+def test_one_who_stood_before_the_gate_and_died_there_keeps_nobody_out(gate):
+    standing = Standing(ThreadBell())
+    gate._queue.append(weakref.ref(standing))  # an exception of a signal handler kept it from leaving
+    assert not gate.is_first(None)
+
+    del standing
+
+    assert gate.is_first(None)

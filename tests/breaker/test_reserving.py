@@ -399,6 +399,32 @@ def test_what_a_task_of_a_dead_loop_holds_comes_back_though_it_waits_for_more_be
     assert (reserved(breaker), breaker.statistics().waiting, breaker.statistics().refused) == (0, 0, 0)
 
 
+def test_what_a_task_took_along_from_a_loop_that_is_closed_now_stays_its_owners():
+    breaker, _, _ = scripted(0.5)
+    first = breaker.acquire(300 * MIB)
+    kept, seen = [], []
+
+    async def wait():
+        kept.append(await breaker.aacquire(100 * MIB, timeout=SOON))
+
+    async def main():
+        task = asyncio.create_task(wait())
+        while breaker.statistics().waiting < 1:
+            await asyncio.sleep(0)
+        seen.extend(breaker._desk.queue)
+        first.release()
+        await task
+
+    asyncio.run(main())
+    breaker._desk.queue.extend(seen)  # another thread that serves may have looked at it just before
+
+    assert breaker.acquire(1).release() is None
+    breaker._queue.prune()
+    assert reserved(breaker) == 100 * MIB
+    kept[0].release()
+    assert (reserved(breaker), breaker.statistics().waiting) == (0, 0)
+
+
 def test_random_threads_and_tasks_never_exceed_the_line_and_leak_nothing():
     """
     A short form of the race that the long suite runs 100,000 times.

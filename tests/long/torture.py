@@ -581,7 +581,7 @@ class Round:
             "waiting": counts.waiting,
             "on the ramp": desk.on_ramp,
             "grants": len(desk.grants),
-            "before the gate": len(gate._line),
+            "before the gate": sum(each() is not None for each in gate._queue),
             "past the gate": len(_alive(gate._passed)),
             "measured": len(gate._runs()),
         }

@@ -183,7 +183,8 @@ class Gate:
         self._passed: dict[int, _Passed] = {}
         self._running: dict[int, weakref.ref[Call]] = {}
         self._numbers = itertools.count()
-        self._line: deque[Standing] = deque()
+        # Known weakly: an exception of a signal handler may keep one who stood here from leaving the queue.
+        self._queue: deque[weakref.ref[Standing]] = deque()
         self._block: PeakMeasurement | None = None
         self._idle: _Idle | None = None
         self._first_other_bytes: int | None = None
@@ -256,31 +257,38 @@ class Gate:
                     self._passed = after
             if done:
                 break
-        for standing in list(self._line)[:1]:
-            contained(standing.bell.ring, what="wake-up")
+        self._wake_first()
 
     @contextlib.contextmanager
     def standing(self, bell: ThreadBell | LoopBell) -> Iterator[Standing]:
-        """Stand in line before the gate; whatever happens, leave it."""
+        """Stand in the queue before the gate; whatever happens, leave it."""
         standing = Standing(bell)
+        reference = weakref.ref(standing)
         try:
-            self._line.append(standing)
+            self._queue.append(reference)
             yield standing
         finally:
             with contextlib.suppress(ValueError):
-                self._line.remove(standing)
-            for first in list(self._line)[:1]:
+                self._queue.remove(reference)
+            self._wake_first()
+
+    def _wake_first(self) -> None:
+        for reference in list(self._queue):
+            first = reference()
+            if first is not None:
                 contained(first.bell.ring, what="wake-up")
+                return
 
     def is_first(self, standing: Standing | None) -> bool:
-        """Tell whether nobody who can go on stands before *standing*; None: in the whole line."""
-        for each in list(self._line):
-            if each is standing:
+        """Tell whether nobody who can go on stands before *standing*; None: in the whole queue."""
+        for reference in list(self._queue):
+            each = reference()
+            if each is standing and each is not None:
                 return True
-            presence = each.presence()
+            presence = "gone" if each is None else each.presence()
             if presence == "gone":
                 with contextlib.suppress(ValueError):
-                    self._line.remove(each)
+                    self._queue.remove(reference)
             elif presence == "here":
                 return False
         return True

@@ -64,7 +64,7 @@ class Standing:
         bell: Wakes it.
     """
 
-    __slots__ = ("_rests_since", "bell")
+    __slots__ = ("__weakref__", "_rests_since", "bell")
 
     def __init__(self, bell: ThreadBell | LoopBell) -> None:
         self.bell = bell
@@ -90,20 +90,22 @@ class Waiter(Standing):
         grant: What it waits for.
         nested: Whether it holds bytes already: those come back only when it can go on.
         verdict: Why it is refused, once it is.
+        over: Whether whoever waited has gone on, with its bytes or without: from then on they are not the queue's.
     """
 
-    __slots__ = ("grant", "nested", "verdict")
+    __slots__ = ("grant", "nested", "over", "verdict")
 
     def __init__(self, grant: Grant, bell: ThreadBell | LoopBell) -> None:
         super().__init__(bell)
         self.grant = grant
         self.nested = grant.outer is not None
         self.verdict: Verdict | None = None
+        self.over = False
 
     @property
     def settled(self) -> bool:
         """Whether it need not wait any more, or nobody is there who does."""
-        return self.verdict is not None or self.grant.state != WAITING or self.grant() is None
+        return self.over or self.verdict is not None or self.grant.state != WAITING or self.grant() is None
 
 
 class Queue:
@@ -133,7 +135,7 @@ class Queue:
                 resting += 1
                 continue
             if presence == "gone":
-                self._desk.leave(waiter.grant)
+                self._abandon(waiter)
             elif self._can_never_fit(waiter.grant):
                 waiter.verdict = "too large"
             elif not self._desk.admit(waiter.grant, in_turn=True) and not self._unlock(line):
@@ -150,7 +152,7 @@ class Queue:
         for line in (self._desk.queue, self._desk.zeros):
             for waiter in list(line):
                 if not waiter.settled and waiter.presence() == "gone":
-                    self._desk.leave(waiter.grant)
+                    self._abandon(waiter)
                 if waiter.settled:
                     self._dismiss(line, waiter)
 
@@ -158,10 +160,15 @@ class Queue:
         """Take *waiter* out of *line* and wake it. Redone as a whole if something came in between."""
         try:
             waiter.bell.ring()
-        except Exception:  # noqa: BLE001, RUF100 - its event loop was closed: nobody will ever leave what it holds
-            self._desk.leave(waiter.grant)
+        except RuntimeError:  # its event loop was closed
+            self._abandon(waiter)
         with contextlib.suppress(ValueError):  # another thread was faster
             line.remove(waiter)
+
+    def _abandon(self, waiter: Waiter) -> None:
+        """Take back what *waiter*, whose loop is gone, has or waits for, unless it went on before that."""
+        if not waiter.over:
+            self._desk.leave(waiter.grant)
 
     def _can_never_fit(self, grant: Grant) -> bool:
         lines = self._desk.view.lines
@@ -214,6 +221,7 @@ class Queue:
             self._desk.leave(grant)
             raise
         finally:
+            waiter.over = True
             with contextlib.suppress(ValueError):
                 line.remove(waiter)
             # Whoever stood behind may fit, or is the first now and has to look.
