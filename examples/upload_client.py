@@ -23,20 +23,24 @@ class Service:
     The service at *url*.
 
     Args:
-        url: ``"http://host:port"``.
+        url: ``"http://host:port"`` or ``"https://..."``, and where on it the service is: ``"https://host/files"``.
         tries: How often a refused request is sent.
     """
 
     def __init__(self, url: str, tries: int) -> None:
-        self._netloc = urlsplit(url).netloc
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise SystemExit(f"{url!r} is no address of a service: write http://host:port or https://host")
+        self._connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self._netloc, self._base = parts.netloc, parts.path.rstrip("/")
         self._tries = tries
 
     def ask(self, method: str, path: str, body: bytes = b"", **headers: str) -> dict[str, Any]:
         """Return the answer; what is to be sent again is, when the service says."""
         for _ in range(self._tries):
-            connection = http.client.HTTPConnection(self._netloc, timeout=60)
+            connection = self._connect(self._netloc, timeout=60)
             try:
-                connection.request(method, path, body, headers)
+                connection.request(method, self._base + path, body, headers)
                 answer = connection.getresponse()
                 found: dict[str, Any] = json.loads(answer.read())
             finally:
@@ -52,7 +56,10 @@ class Service:
 def send(service: Service, file: Path, chunk_bytes: int, most: int | None) -> None:
     """Send what is missing of *file*, *most* chunks of it, and publish it if that is all."""
     path = f"/uploads/{quote(file.name, safe='')}"
-    missing = service.ask("PUT", f"{path}?total={file.stat().st_size}&chunk={chunk_bytes}")["missing"]
+    status = file.stat()
+    # The same name and size need not be the same file: one that was changed since is another.
+    query = f"total={status.st_size}&chunk={chunk_bytes}&content={status.st_size}-{status.st_mtime_ns}"
+    missing = service.ask("PUT", f"{path}?{query}")["missing"]
     with file.open("rb") as source:
         for index in missing[:most]:
             source.seek(index * chunk_bytes)

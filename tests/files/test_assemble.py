@@ -481,9 +481,19 @@ def test_progress_is_told_in_bytes_and_ends_at_100(tmp_path, out):
     assert (again[0].total, again[0].percent, again[-1].percent) == (None, None, 100.0)
 
 
-def test_a_progress_callback_that_raises_stops_it_and_leaves_nothing(chunks, out):
-    with pytest.raises(ZeroDivisionError):
-        assemble(chunks[0], out, on_progress=lambda progress: 1 / 0)
+def test_a_progress_callback_that_raises_is_logged_and_stops_nothing(chunks, out, caplog):
+    paths, whole = chunks[0], b"".join(path.read_bytes() for path in chunks[0])
+    assemble(paths, out, on_progress=lambda progress: 1 / 0)
+    assert out.read_bytes() == whole
+    assert "on_progress" in caplog.text
+
+
+def test_an_interrupt_in_a_progress_callback_stops_it_and_leaves_nothing(chunks, out):
+    def interrupt(progress):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        assemble(chunks[0], out, on_progress=interrupt)
     assert left(out) == []
 
 

@@ -575,6 +575,7 @@ class Round:
             self.shared.popleft().release()
         gc.collect()
         gc.collect()
+        breaker.tick()
         counts, desk = breaker.statistics(), breaker._desk
         books = {
             "reserved": counts.reserved_bytes,

@@ -294,23 +294,27 @@ def test_signals_that_ask_and_raise_leave_a_monitor_that_works():
         monitor.health()
         with monitor.track("handler"):
             pass
-        if armed[0] and count[0] % 2:
-            armed[0] = False
+        raises, armed[0] = armed[0], False
+        if count[0] < 100:  # once more, only now: on a slow machine it would interrupt itself without end
+            signal.setitimer(signal.ITIMER_REAL, 0.001)
+        if raises:
             raise Interrupt
 
     before = signal.signal(signal.SIGALRM, handler)
-    signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
-    while count[0] < 100:
-        try:
-            armed[0] = True
-            monitor.tick()
-            with monitor.track("job"):
-                monitor.samples  # noqa: B018 - it may raise
-            armed[0] = False
-        except Interrupt:
-            pass
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.001)
+        while count[0] < 100:
+            try:
+                armed[0] = count[0] % 2 == 1
+                monitor.tick()
+                with monitor.track("job"):
+                    monitor.samples  # noqa: B018 - it may raise
+                armed[0] = False
+            except Interrupt:
+                pass
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
     assert monitor.operations["handler"].count == count[0]
     taken = monitor.tick()

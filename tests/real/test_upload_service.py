@@ -160,7 +160,8 @@ def test_a_chunk_for_which_there_is_no_memory_is_refused_before_its_body(tmp_pat
     film = tmp_path / "film.mp4"
     film.write_bytes(DATA)
     with serving(tmp_path, "--limit", "8 MiB", mode="enforce") as port:
-        assert ask(port, "PUT", f"/uploads/film.mp4?total={len(DATA)}&chunk={CHUNK}")[0] == 201
+        content = f"{len(DATA)}-{film.stat().st_mtime_ns}"
+        assert ask(port, "PUT", f"/uploads/film.mp4?total={len(DATA)}&chunk={CHUNK}&content={content}")[0] == 201
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
         connection.putrequest("PUT", "/uploads/film.mp4/0")
         connection.putheader("Content-Length", str(CHUNK))

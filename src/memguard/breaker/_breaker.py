@@ -251,8 +251,13 @@ class MemoryCircuitBreaker:
     # ----- seeing
 
     def tick(self) -> MemoryUsage:
-        """Take a reading by hand and decide on it. Runs no relief. One that fails is logged; the last one stands."""
+        """
+        Take a reading by hand and decide on it; forget who waits on a closed event loop.
+
+        Runs no relief. A reading that fails is logged; the last one stands.
+        """
         self._readings.refresh()
+        self._queue.prune()
         return self._readings.usage
 
     def usage(self) -> MemoryUsage:

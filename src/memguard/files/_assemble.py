@@ -20,6 +20,7 @@ from memguard.files._caching import DROP_BYTES, PageDropper, drop_pages, in_cont
 from memguard.files._checksums import Checksum, Hasher, parse_checksum
 from memguard.files._copying import BUFFER_BYTES, WINDOW_BYTES, Copier, read_into, shares_extents
 from memguard.files._publishing import Unpublished, naming
+from memguard.signals import contained
 from memguard.values import Progress, gate_of
 
 StrPath: TypeAlias = str | os.PathLike[str]
@@ -67,6 +68,7 @@ def assemble(
         overwrite: Whether the file may take the place of another, which stays whole until then.
         durable: Whether to wait until the disk has it: then it survives a crash of the machine.
         on_progress: Called after every 8 MiB or less, in bytes; the total is known if *parts* is a sequence.
+            What it raises is logged.
 
     Raises:
         AssemblyError: *dest* is one of the parts, or a part shrank meanwhile.
@@ -135,7 +137,8 @@ class _Reporter:
         total = done if last else self.total
         percent = 100.0 if last else None if not total else min(99.9, 100.0 * done / total)
         eta = None if total is None or not rate else max(0, total - done) / rate
-        self._tell(Progress(done, total, percent, rate, eta, WINDOW_BYTES, gate_of(None).level))
+        progress = Progress(done, total, percent, rate, eta, WINDOW_BYTES, gate_of(None).level)
+        contained(self._tell, progress, what="on_progress")
 
 
 class _Window:

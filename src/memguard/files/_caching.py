@@ -13,6 +13,7 @@ import os
 import threading
 from collections import deque
 
+from memguard.forking import forget_in_child
 from memguard.sampling import memory_limit
 
 DROP_BYTES = 1024**2
@@ -53,6 +54,10 @@ class PageDropper:
 
     def __init__(self, number: int) -> None:
         self._number = number
+        self._forget_threads()
+        forget_in_child(self)
+
+    def _forget_threads(self) -> None:
         self._lock = threading.Lock()
         self._filled = 0
         self._ends: deque[int] = deque()

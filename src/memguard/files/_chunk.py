@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, BinaryIO, TypeAlias
 
 from memguard.errors import AssemblyError, ChecksumMismatchError, UploadConflictError
@@ -47,6 +48,16 @@ def piece_of(piece: Any) -> memoryview:
         raise TypeError(
             f"a chunk is bytes, a binary file, or an iterable of bytes; got {type(piece).__name__}"
         ) from None
+
+
+def idling(pieces: Iterator[memoryview], idle: Callable[[], AbstractContextManager[None]]) -> Iterator[memoryview]:
+    """Yield *pieces*; *idle* is entered while the sender of the next one is waited for."""
+    while True:
+        with idle():
+            piece = next(pieces, None)
+        if piece is None:
+            return
+        yield piece
 
 
 class ChunkWriter:

@@ -1,9 +1,12 @@
 """
 The journal of an upload: what it is to be, and which chunks have arrived. Layout and meaning alone; no I/O.
 
-A record is sixteen bytes inside one sector, written after its chunk: so it is there or not, whenever the process is
-killed. The page cache outlives a process, but not the machine: the header says in which boot it was written, and after
-another one each chunk has to be read and compared with its record before it counts.
+It is a header, a mark of one byte for each chunk, and a record of sixteen for each. A record lies inside one sector and
+is written after its chunk: so it is there or not, whenever the process is killed. Its mark comes last; so what is
+missing can be told from the marks alone, and a mark that is wrong costs a chunk that is sent once more.
+
+The page cache outlives a process, but not the machine: the header says in which boot it was written, and after another
+one each chunk has to be read and compared with its record before it counts.
 
 See:
     ``/proc/sys/kernel/random/boot_id`` in ``man 5 proc``.
@@ -14,17 +17,18 @@ from __future__ import annotations
 import enum
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
-
-from memguard.files._checksums import combine_crc32
 
 HEADER_BYTES = 4096
 RECORD_BYTES = 16
 MOST_CHUNK_BYTES = 2**32 - 1
-_MAGIC = b"memguard"
-_VERSION = 1
-_FIXED = struct.Struct("<8sHBxQQQQ36sHH")
+MOST_BYTES = 2**63 - 1
+"""No file is larger."""
+MAGIC = b"memguard"
+_VERSION = 2
+_FIXED = struct.Struct("<8sHBxQQQQ36sQHHH")
 _RECORD = struct.Struct("<B3xII")
 _WHOLE_RECORD = struct.Struct("<B3xIII")
 _CRC = struct.Struct("<I")
@@ -47,6 +51,8 @@ class Header:
         total_bytes: The whole.
         chunk_bytes: Each chunk but the last.
         checksum: What the whole must have; empty for none.
+        content_id: What its sender calls these contents; empty where nobody says.
+        nonce: Tells this upload from all others, also from earlier ones of its name.
         boot: In which boot of the machine the records were written; empty where nobody says.
         phase: How far it is.
         dest: Where it is, or is being, published; empty before.
@@ -63,6 +69,8 @@ class Header:
     dest: str = ""
     device: int = 0
     inode: int = 0
+    content_id: str = ""
+    nonce: int = 0
 
     @property
     def chunks(self) -> int:
@@ -84,9 +92,9 @@ class Header:
         Raises:
             ValueError: The name of where it goes is too long.
         """
-        texts = [self.checksum.encode(), self.dest.encode("utf-8", "surrogateescape")]
+        texts = [text.encode("utf-8", "surrogateescape") for text in (self.checksum, self.content_id, self.dest)]
         fixed = _FIXED.pack(
-            _MAGIC,
+            MAGIC,
             _VERSION,
             self.phase,
             self.total_bytes,
@@ -94,6 +102,7 @@ class Header:
             self.device,
             self.inode,
             self.boot.encode("ascii", "replace")[:36],
+            self.nonce,
             *map(len, texts),
         )
         body = fixed + b"".join(texts)
@@ -101,28 +110,34 @@ class Header:
             raise ValueError(f"{self.dest!r} is too long a name: the journal has room for about 3,900 bytes")
         return body + _CRC.pack(zlib.crc32(body))
 
+    def same_work(self, other: Header) -> bool:
+        """Tell whether chunks of *other* are chunks of this."""
+        ours = self.total_bytes, self.chunk_bytes, self.checksum, self.content_id
+        return ours == (other.total_bytes, other.chunk_bytes, other.checksum, other.content_id)
+
+    @property
+    def tells_contents(self) -> bool:
+        """Whether it says what the contents are, so that the same again is known."""
+        return bool(self.checksum or self.content_id)
+
     @classmethod
     def unpack(cls, data: bytes) -> Header | None:
         """Return the header that *data* holds; None where they hold none that is whole."""
         if len(data) < _FIXED.size:
             return None
-        magic, version, phase, total, chunk, device, inode, boot, *lengths = _FIXED.unpack_from(data)
+        magic, version, phase, total, chunk, device, inode, boot, nonce, *lengths = _FIXED.unpack_from(data)
         end = _FIXED.size + sum(lengths)
-        if magic != _MAGIC or version != _VERSION or len(data) < end + _CRC.size:
+        if magic != MAGIC or version != _VERSION or len(data) < end + _CRC.size:
             return None
         if _CRC.unpack_from(data, end)[0] != zlib.crc32(data[:end]):
             return None
-        at = _FIXED.size + lengths[0]
-        return cls(
-            total,
-            chunk,
-            data[_FIXED.size : at].decode(),
-            boot.rstrip(b"\0").decode(),
-            Phase(phase),
-            data[at:end].decode("utf-8", "surrogateescape"),
-            device,
-            inode,
-        )
+        texts, at = [], _FIXED.size
+        for length in lengths:
+            texts.append(data[at : at + length].decode("utf-8", "surrogateescape"))
+            at += length
+        checksum, content_id, dest = texts
+        boot = boot.rstrip(b"\0").decode()
+        return cls(total, chunk, checksum, boot, Phase(phase), dest, device, inode, content_id, nonce)
 
 
 class Record(NamedTuple):
@@ -132,9 +147,69 @@ class Record(NamedTuple):
     crc32: int
 
 
-def record_offset(index: int) -> int:
+def mark_offset(index: int) -> int:
+    """Return where in the journal the mark of chunk *index* is."""
+    return HEADER_BYTES + index
+
+
+def record_offset(index: int, header: Header) -> int:
     """Return where in the journal the record of chunk *index* is."""
-    return HEADER_BYTES + index * RECORD_BYTES
+    marks_bytes = -(-header.chunks // RECORD_BYTES) * RECORD_BYTES
+    return HEADER_BYTES + marks_bytes + index * RECORD_BYTES
+
+
+def journal_bytes(header: Header) -> int:
+    """Return how large the journal is."""
+    return record_offset(header.chunks, header)
+
+
+_MARKS = bytes(range(1, 256))
+_MISSING = b"\0" + b"\1" * 255
+
+
+def mark_of(index: int) -> bytes:
+    """Return the mark of chunk *index* once it has arrived: another for each that is near, so that none strays."""
+    return _MARKS[index % len(_MARKS) :][:1]
+
+
+class Arrived:
+    """
+    Which chunks have arrived, as the marks say.
+
+    Args:
+        marks: As they are in the journal.
+        header: What the upload is to be.
+    """
+
+    def __init__(self, marks: bytes, header: Header) -> None:
+        self._header = header
+        count = header.chunks
+        expected = (_MARKS * (count // len(_MARKS) + 1))[:count]
+        # The difference of two long numbers: each byte of it is 0 where the mark is right.
+        differs = int.from_bytes(marks.ljust(count, b"\0")[:count], "little") ^ int.from_bytes(expected, "little")
+        self._missing = differs.to_bytes(count, "little").translate(_MISSING)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all have."""
+        return b"\1" not in self._missing
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes have."""
+        header, count = self._header, self._missing.count(0)
+        if not count:
+            return 0
+        last = header.chunks - 1
+        short = 0 if self._missing[last] else header.chunk_bytes - header.length(last)
+        return count * header.chunk_bytes - short
+
+    def missing(self) -> Iterator[int]:
+        """Yield the indexes of those that have not."""
+        at = self._missing.find(1)
+        while at >= 0:
+            yield at
+            at = self._missing.find(1, at + 1)
 
 
 def pack_record(index: int, record: Record) -> bytes:
@@ -145,25 +220,17 @@ def pack_record(index: int, record: Record) -> bytes:
 
 def unpack_record(data: bytes, index: int, header: Header) -> Record | None:
     """Return the record of chunk *index* that *data* holds; None where the chunk has not arrived."""
-    return unpack_records(data[:RECORD_BYTES], header, index).get(index)
+    return next(unpack_records(data[:RECORD_BYTES], header, index), (index, None))[1]
 
 
-def unpack_records(data: bytes, header: Header, first: int = 0) -> dict[int, Record]:
-    """Return the chunks that arrived, by index, in order; *data* are the records from that of chunk *first* on."""
-    found = {}
+def unpack_records(data: bytes, header: Header, first: int = 0) -> Iterator[tuple[int, Record | None]]:
+    """Yield index and record of each chunk from *first* on; *data* are their records as they are in the journal."""
     usual, last = header.chunk_bytes, header.chunks - 1
     view = memoryview(data)[: len(data) // RECORD_BYTES * RECORD_BYTES]
     for index, (state, length, crc, own) in enumerate(_WHOLE_RECORD.iter_unpack(view), first):
+        record = None
         if state == 1 and length == (usual if index < last else header.length(index)):
             at = (index - first) * RECORD_BYTES
             if own == zlib.crc32(view[at : at + _RECORD.size], index & 0xFFFFFFFF):
-                found[index] = Record(length, crc)
-    return found
-
-
-def crc32_of_chunks(records: dict[int, Record]) -> int:
-    """Return the CRC-32 of the whole, combined from those of its chunks, given in their order."""
-    whole = 0
-    for record in records.values():
-        whole = combine_crc32(whole, record.crc32, record.length)
-    return whole
+                record = Record(length, crc)
+        yield index, record

@@ -9,22 +9,141 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from memguard.errors import UploadNotFoundError
+from memguard.errors import AssemblyError, UploadNotFoundError
+from memguard.files._checksums import combine_crc32
 from memguard.files._copying import read_at, write_all
+from memguard.files._handles import Handle
 from memguard.files._journal import (
     HEADER_BYTES,
+    MAGIC,
     RECORD_BYTES,
+    Arrived,
     Header,
     Record,
+    mark_of,
+    mark_offset,
     pack_record,
     record_offset,
     unpack_record,
     unpack_records,
 )
-from memguard.files._locks import OPEN, locked, mark_in_use
+from memguard.files._locks import locked, mark_in_use, no_longer_in_use
 from memguard.files._publishing import naming
 
 JOURNAL = "journal"
+_SLICE = 4096
+"""Records that are read at a time."""
+
+
+class Journal:
+    """
+    What is in a journal, through an open descriptor of it.
+
+    Args:
+        path: Its name.
+        number: The descriptor.
+        durable: Whether what is written is to survive the machine.
+    """
+
+    def __init__(self, path: Path, number: int, *, durable: bool) -> None:
+        self._path = path
+        self._number = number
+        self._durable = durable
+
+    def header(self) -> Header:
+        """
+        Return what the upload is to be, and how far it is.
+
+        Raises:
+            AssemblyError: The journal is damaged.
+            UploadNotFoundError: The upload was removed.
+        """
+        with naming(self._path):
+            data = read_at(self._number, HEADER_BYTES, 0)
+            removed = os.fstat(self._number).st_nlink == 0
+        if removed:
+            raise not_found(self._path)
+        header = Header.unpack(data)
+        if header is None:
+            raise _damaged(self._path, data)
+        return header
+
+    def write_header(self, header: Header) -> None:
+        """Write how far it is."""
+        with naming(self._path):
+            write_all(self._number, header.pack().ljust(HEADER_BYTES, b"\0"), 0)
+            if self._durable:
+                os.fsync(self._number)
+
+    # ----- what has arrived
+
+    def arrived(self, header: Header) -> Arrived:
+        """Return which chunks have arrived."""
+        with naming(self._path):
+            return Arrived(read_at(self._number, header.chunks, HEADER_BYTES), header)
+
+    def record(self, index: int, header: Header) -> Record | None:
+        """Return the record of a chunk that has arrived, else None."""
+        with naming(self._path):
+            data = read_at(self._number, RECORD_BYTES, record_offset(index, header))
+        return unpack_record(data, index, header)
+
+    def records(self, header: Header, first: int = 0) -> Iterator[tuple[int, Record | None]]:
+        """Yield index and record of each chunk from *first* on; None for those that have not arrived."""
+        for start in range(first, header.chunks, _SLICE):
+            count = min(_SLICE, header.chunks - start)
+            with naming(self._path):
+                data = read_at(self._number, count * RECORD_BYTES, record_offset(start, header))
+            yield from unpack_records(data.ljust(count * RECORD_BYTES, b"\0"), header, start)
+
+    def crc32(self, header: Header) -> int:
+        """Return the CRC-32 of the whole, all of which has arrived, combined from those of its chunks."""
+        whole = 0
+        for _, record in self.records(header):
+            if record is not None:
+                whole = combine_crc32(whole, record.crc32, record.length)
+        return whole
+
+    def packed_records(self, header: Header) -> bytes:
+        """Return all records as they are in the file."""
+        with naming(self._path):
+            return read_at(self._number, header.chunks * RECORD_BYTES, record_offset(0, header))
+
+    def note(self, index: int, record: Record, header: Header, *, durable: bool = False) -> None:
+        """Note that a chunk has arrived: its record, in one piece, then its mark."""
+        with naming(self._path):
+            write_all(self._number, pack_record(index, record), record_offset(index, header))
+            write_all(self._number, mark_of(index), mark_offset(index))
+            if durable:
+                os.fsync(self._number)
+
+    def is_marked(self, index: int) -> bool:
+        """Tell whether the mark of a chunk is there."""
+        return read_at(self._number, 1, mark_offset(index)) == mark_of(index)
+
+    def forget(self, index: int, header: Header) -> None:
+        """Note that a chunk has to arrive again: its mark goes first."""
+        with naming(self._path):
+            write_all(self._number, b"\0", mark_offset(index))
+            write_all(self._number, b"\0" * RECORD_BYTES, record_offset(index, header))
+
+    def check_there(self) -> None:
+        """
+        Raise if this is the journal no more.
+
+        Raises:
+            UploadNotFoundError: So it is: the upload was removed.
+        """
+        if not self.is_at(self._path):
+            raise not_found(self._path)
+
+    def is_at(self, path: Path) -> bool:
+        """Tell whether it is the file at *path*."""
+        try:
+            there = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return os.path.samestat(there, os.fstat(self._number))
 
 
 class JournalFile:
@@ -43,106 +162,64 @@ class JournalFile:
     def __init__(self, folder: Path, *, durable: bool) -> None:
         self._path = folder / JOURNAL
         self._durable = durable
-        self._number = -1
         try:
-            self._number = os.open(self._path, OPEN)
+            self._handle = Handle(self._path, no_longer_in_use)
         except (FileNotFoundError, NotADirectoryError):
-            raise self.not_found() from None
-        if not mark_in_use(self._number):
+            raise not_found(self._path) from None
+        with self._handle.borrowed() as number:
+            in_use = mark_in_use(number)
+        if not in_use:
             self.close()
-            raise self.not_found()
-
-    def not_found(self) -> UploadNotFoundError:
-        """Return the error that there is no such upload."""
-        name = self._path.parent.name
-        return UploadNotFoundError(f"there is no upload {name!r}: never begun, aborted, or removed as stale")
+            raise not_found(self._path)
 
     def close(self) -> None:
         """Let go of it; a second call does nothing."""
-        if self._number >= 0:
-            os.close(self._number)
-            self._number = -1
-
-    def _opened(self) -> int:
-        if self._number < 0:
-            raise ValueError(f"upload {self._path.parent.name!r} is closed; open it again")
-        return self._number
-
-    def header(self) -> Header:
-        """
-        Return what the upload is to be, and how far it is.
-
-        Raises:
-            UploadNotFoundError: It was removed.
-            ValueError: It is closed.
-        """
-        number = self._opened()
-        with naming(self._path):
-            header = Header.unpack(read_at(number, HEADER_BYTES, 0))
-            removed = os.fstat(number).st_nlink == 0
-        if header is None or removed:
-            raise self.not_found()
-        return header
-
-    def write_header(self, header: Header) -> None:
-        """Write how far it is."""
-        number = self._opened()
-        with naming(self._path):
-            write_all(number, header.pack().ljust(HEADER_BYTES, b"\0"), 0)
-            if self._durable:
-                os.fsync(number)
-
-    def record(self, index: int, header: Header) -> Record | None:
-        """Return the record of a chunk that has arrived, else None."""
-        with naming(self._path):
-            data = read_at(self._opened(), RECORD_BYTES, record_offset(index))
-        return unpack_record(data, index, header)
-
-    def packed_records(self, header: Header) -> bytes:
-        """Return all records as they are in the file."""
-        with naming(self._path):
-            return read_at(self._opened(), header.chunks * RECORD_BYTES, HEADER_BYTES)
-
-    def records(self, header: Header) -> dict[int, Record]:
-        """Return the records of the chunks that have arrived, by index."""
-        return unpack_records(self.packed_records(header), header)
-
-    def write_record(self, index: int, record: Record | None, *, durable: bool = False) -> None:
-        """Write the record of a chunk, in one piece; None if it has to arrive again."""
-        number = self._opened()
-        with naming(self._path):
-            write_all(number, pack_record(index, record) if record else b"\0" * RECORD_BYTES, record_offset(index))
-            if durable:
-                os.fsync(number)
+        self._handle.close()
 
     @contextlib.contextmanager
-    def locked(self, start: int, *, wait: bool = True) -> Iterator[int]:
+    def borrowed(self) -> Iterator[Journal]:
         """
-        Hold one byte of it; yield a descriptor of its own, which stays open if this is closed meanwhile.
+        Have it open.
+
+        Raises:
+            ValueError: It is closed.
+        """
+        if self._handle.closed:
+            raise ValueError(f"upload {self._path.parent.name!r} is closed; open it again")
+        with self._handle.borrowed() as number:
+            yield Journal(self._path, number, durable=self._durable)
+
+    @contextlib.contextmanager
+    def locked(self, start: int, *, wait: bool = True) -> Iterator[Journal]:
+        """
+        Hold one byte of it, and have it open, both until the end even if this is closed meanwhile.
 
         Raises:
             BusyError: Somebody else has it, and *wait* is False.
-            UploadNotFoundError: It was removed.
+            UploadNotFoundError: It was removed, and perhaps begun anew.
+            ValueError: It is closed.
         """
-        self._opened()
-        with contextlib.ExitStack() as stack:
+        with self.borrowed() as ours, contextlib.ExitStack() as stack:
             try:
                 with naming(self._path):
-                    number = stack.enter_context(locked(self._path, start, wait=wait))
-            except FileNotFoundError:
-                raise self.not_found() from None
-            yield number
+                    stack.enter_context(locked(self._path, start, wait=wait))
+            except (FileNotFoundError, NotADirectoryError):
+                raise not_found(self._path) from None
+            ours.check_there()
+            yield ours
 
-    def check_there(self, number: int) -> None:
-        """
-        Raise if the file at the descriptor *number* is the journal no more.
 
-        Raises:
-            UploadNotFoundError: So it is: the upload was removed.
-        """
-        try:
-            there = self._path.stat()
-        except FileNotFoundError:
-            raise self.not_found() from None
-        if not os.path.samestat(there, os.fstat(number)):
-            raise self.not_found()
+def not_found(path: Path) -> UploadNotFoundError:
+    """Return the error that there is no upload with the journal *path*."""
+    return UploadNotFoundError(f"there is no upload {path.parent.name!r}: never begun, aborted, or removed as stale")
+
+
+def _damaged(path: Path, data: bytes) -> AssemblyError:
+    """Return the error that the journal *path*, which begins with *data*, is none that can be read."""
+    name = path.parent.name
+    if not data.startswith(MAGIC):
+        return UploadNotFoundError(f"there is no upload {name!r}: what is there has no journal of memguard's")
+    return AssemblyError(
+        f"the journal of upload {name!r} is damaged, or of another version of memguard; abort({name!r}) of the store "
+        "removes it"
+    )

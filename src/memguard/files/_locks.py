@@ -1,6 +1,9 @@
 """
 Locks of an upload's files, between processes and between threads. The kernel frees them however a process ends.
 
+They belong to the open file, and a forked child has the same files open: so each lock is given back by name, too, and
+a child that lives on keeps nobody out.
+
 Linux has locks on single bytes that belong to the open file. Elsewhere an upload in use is marked by a lock on its
 whole file, or, on Windows, by the refusal to remove open files; and chunks are locked between the threads of one
 process only.
@@ -54,6 +57,14 @@ def claim(number: int) -> bool:
     return _lock_live(number, shared=False)
 
 
+def no_longer_in_use(number: int) -> None:
+    """Take the mark or claim of an open file back, in whatever processes it is still open."""
+    if _has_byte_locks:
+        _unlock_byte(number, _LIVE)
+    elif _fcntl is not None:
+        _fcntl.flock(number, _fcntl.LOCK_UN)
+
+
 def _lock_live(number: int, *, shared: bool) -> bool:
     if _has_byte_locks:
         return _lock_byte(number, _LIVE, shared=shared, wait=False)
@@ -80,12 +91,16 @@ def locked(path: Path, start: int, *, wait: bool = True) -> Iterator[int]:
         BusyError: Somebody else has it, and *wait* is False.
         OSError: The file cannot be opened, or its file system has no locks.
     """
-    number = os.open(path, OPEN)
+    number, process = os.open(path, OPEN), os.getpid()
     try:
         if _has_byte_locks:
             if not _lock_byte(number, start, shared=False, wait=wait):
                 raise BusyError
-            yield number
+            try:
+                yield number
+            finally:
+                if os.getpid() == process:
+                    _unlock_byte(number, start)
         else:
             status = os.fstat(number)
             with _table.held((status.st_dev, status.st_ino, start), wait=wait):
@@ -104,6 +119,34 @@ def _lock_byte(number: int, start: int, *, shared: bool, wait: bool) -> bool:
             return False
         raise
     return True
+
+
+def _unlock_byte(number: int, start: int) -> None:
+    _fcntl.fcntl(number, _fcntl.F_OFD_SETLK, struct.pack(_FLOCK, _fcntl.F_UNLCK, 0, start, 1, 0))
+
+
+@contextlib.contextmanager
+def folder_locked(folder: Path) -> Iterator[None]:
+    """
+    Hold the folder against others who give or take names in it, as far as its file system has locks for folders.
+
+    For moments only: it is waited for. Where there are none (Windows, some network file systems), nobody is kept out.
+    """
+    if _fcntl is None:
+        yield
+        return
+    number, process = os.open(folder, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)), os.getpid()
+    try:
+        with contextlib.suppress(OSError):
+            _fcntl.flock(number, _fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            if os.getpid() == process:
+                with contextlib.suppress(OSError):
+                    _fcntl.flock(number, _fcntl.LOCK_UN)
+    finally:
+        os.close(number)
 
 
 class _Table:

@@ -152,9 +152,16 @@ class Unpublished:
             self._directory = None
 
 
-def hidden_name(upload_id: str, target: Path) -> Path:
-    """Return what a file that is being published as *target* may be called for a moment."""
-    return target.parent / f".{upload_id}{_HIDDEN}"
+def hidden_name(upload_id: str, nonce: int, target: Path) -> Path:
+    """Return what an upload's file that is being published as *target* may be called for a moment, and no other is."""
+    return target.parent / f".{upload_id}.{nonce:016x}{_HIDDEN}"
+
+
+def unhide(upload_id: str, nonce: int, dest: str) -> None:
+    """Remove what an attempt to publish an upload as *dest* that was cut short left beside it."""
+    if dest and "://" not in dest:
+        with contextlib.suppress(OSError):
+            hidden_name(upload_id, nonce, Path(dest)).unlink()
 
 
 def is_file(path: Path, device: int, inode: int, nbytes: int) -> bool:
@@ -176,7 +183,7 @@ def give_name(file: Path, target: Path, hidden: Path, *, overwrite: bool) -> boo
     """
     try:
         if not overwrite:
-            os.link(file, target)
+            _link_once(file, target)
             return True
         hidden.unlink(missing_ok=True)
         os.link(file, hidden)
@@ -187,6 +194,15 @@ def give_name(file: Path, target: Path, hidden: Path, *, overwrite: bool) -> boo
     hidden.replace(target)
     hidden.unlink(missing_ok=True)  # where both were names of one file, nothing was replaced
     return True
+
+
+def _link_once(file: Path, target: Path) -> None:
+    try:
+        os.link(file, target)
+    except FileExistsError:
+        # By an earlier attempt, of which nobody knows any more.
+        if not (target.exists() and target.samefile(file)):
+            raise
 
 
 def sync_folder(folder: Path) -> None:

@@ -23,6 +23,7 @@ from memguard.files._multipart import Multipart, Part, SentPart, crc32_of_range,
 from memguard.files._s3 import S3Target
 
 STATE = "sending"
+STATE_ASIDE = "sending.new"
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +288,7 @@ class Sending:
         self._known_id, self._sent, self._listed = "", {}, {}
 
     def _write(self, begun: Begun) -> None:
-        aside = self._path.with_suffix(".new")
+        aside = self._path.with_name(STATE_ASIDE)
         with aside.open("wb") as file:
             file.write(begun.pack())
             if self._durable:

@@ -1,120 +1,210 @@
 """
-So many at a time, threads and tasks in one line; the others wait, first come, first served.
+So many at a time, threads and tasks in one queue; the others wait, first come, first served.
+
+Whoever waits for its sender is idle. A place whose holder has been idle for a second goes to the next in the queue: the
+holder stands in it again once there is something to do. So senders that stop keep nobody out.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
+import time
+import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from typing import ParamSpec, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
+
+from memguard.forking import forget_in_child
 
 P = ParamSpec("P")
 T = TypeVar("T")
+IDLE_SECONDS = 1.0
+
+
+class Place:
+    """
+    A place, or the wish for one.
+
+    Attributes:
+        idle_since: Since when its holder waits for somebody else; None while it works.
+    """
+
+    def __init__(self, slots: Slots) -> None:
+        self._slots = slots
+        self.idle_since: float | None = None
+
+    @contextlib.contextmanager
+    def idle(self) -> Iterator[None]:
+        """Be idle meanwhile; afterwards have a place again, waiting for it in this thread."""
+        self.idle_since = self._slots.clock()
+        yield
+        self.idle_since = None
+        if not self._slots.has(self):
+            self._slots.wait(self)
+
+    @contextlib.asynccontextmanager
+    async def aidle(self) -> AsyncIterator[None]:
+        """Be idle meanwhile; afterwards have a place again, without blocking the event loop."""
+        self.idle_since = self._slots.clock()
+        yield
+        self.idle_since = None
+        if not self._slots.has(self):
+            await self._slots.await_(self)
+
+
+class _Waiting(NamedTuple):
+    place: Place
+    call: Callable[[], bool]
+    """Wakes it; tells whether it is still there."""
 
 
 class Slots:
-    """*count* places."""
+    """
+    *count* places.
 
-    def __init__(self, count: int) -> None:
-        self._lock = threading.Lock()
-        self._free = count
+    Args:
+        count: How many.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(self, count: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
         self._count = count
-        self._line: deque[Callable[[], bool]] = deque()
+        self._forget_threads()
+        forget_in_child(self)
+
+    def _forget_threads(self) -> None:
+        self._lock = threading.RLock()
+        # Known weakly: an exception of a signal handler may keep a holder from giving its place back.
+        self._holders: weakref.WeakSet[Place] = weakref.WeakSet()
+        self._queue: deque[_Waiting] = deque()
 
     @property
     def active(self) -> int:
         """Places taken."""
-        return self._count - self._free
+        return len(self._holders)
 
     @property
     def waiting(self) -> int:
-        """Those in line."""
-        return len(self._line)
+        """Those in the queue."""
+        return len(self._queue)
 
-    @contextmanager
-    def taken(self) -> Iterator[None]:
+    def has(self, place: Place) -> bool:
+        """Tell whether *place* is one."""
+        with self._lock:
+            return place in self._holders
+
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[Place]:
         """Take a place, waiting for it in this thread."""
+        place = Place(self)
+        try:
+            self.wait(place)
+            yield place
+        finally:
+            self._give_back(place)
+
+    @contextlib.asynccontextmanager
+    async def ataken(self) -> AsyncIterator[Place]:
+        """Take a place without blocking the event loop."""
+        place = Place(self)
+        try:
+            await self.await_(place)
+            yield place
+        finally:
+            self._give_back(place)
+
+    # ----- waiting
+
+    def wait(self, place: Place) -> None:
+        """Have *place* be one, waiting for it in this thread."""
         turn = threading.Event()
 
         def call() -> bool:
             turn.set()
             return True
 
-        if not self._take(call):
-            try:
-                turn.wait()
-            except BaseException:
-                if not self._leave_line(call):
-                    self._give_back()
-                raise
+        waiting = _Waiting(place, call)
+        if self._take(waiting):
+            return
         try:
-            yield
-        finally:
-            self._give_back()
+            while not turn.wait(IDLE_SECONDS):
+                self._reclaim()
+        except BaseException:
+            self._leave_queue(waiting)
+            raise
 
-    @asynccontextmanager
-    async def ataken(self) -> AsyncIterator[None]:
-        """Take a place without blocking the event loop."""
+    async def await_(self, place: Place) -> None:
+        """Have *place* be one, without blocking the event loop."""
         import asyncio  # noqa: PLC0415 - whoever awaits has loaded it
 
         loop = asyncio.get_running_loop()
-        turn = loop.create_future()
-
-        def arrive() -> None:
-            if turn.done():
-                self._give_back()  # cancelled meanwhile: the next one's turn
-            else:
-                turn.set_result(None)
+        turn = asyncio.Event()
 
         def call() -> bool:
             try:
-                loop.call_soon_threadsafe(arrive)
+                loop.call_soon_threadsafe(turn.set)
             except RuntimeError:  # its loop is closed
                 return False
             return True
 
-        if not self._take(call):
-            try:
-                await turn
-            except BaseException:
-                if turn.done() and not turn.cancelled():
-                    self._give_back()
-                else:
-                    self._leave_line(call)
-                raise
+        waiting = _Waiting(place, call)
+        if self._take(waiting):
+            return
         try:
-            yield
-        finally:
-            self._give_back()
+            while not self.has(place):
+                timer = loop.call_later(IDLE_SECONDS, turn.set)
+                try:
+                    await turn.wait()
+                finally:
+                    timer.cancel()
+                turn.clear()
+                self._reclaim()
+        except BaseException:
+            self._leave_queue(waiting)
+            raise
 
-    def _take(self, call: Callable[[], bool]) -> bool:
+    def _take(self, waiting: _Waiting) -> bool:
         with self._lock:
-            if self._free and not self._line:
-                self._free -= 1
+            if len(self._holders) < self._count and not self._queue:
+                self._holders.add(waiting.place)
                 return True
-            self._line.append(call)
-            return False
+            self._queue.append(waiting)
+        self._reclaim()
+        return self.has(waiting.place)
 
-    def _leave_line(self, call: Callable[[], bool]) -> bool:
+    def _leave_queue(self, waiting: _Waiting) -> None:
+        with self._lock, contextlib.suppress(ValueError):
+            self._queue.remove(waiting)
+
+    # ----- handing on
+
+    def _give_back(self, place: Place) -> None:
         with self._lock:
-            if call not in self._line:
-                return False
-            self._line.remove(call)
-            return True
+            self._holders.discard(place)
+        self._hand_on()
 
-    def _give_back(self) -> None:
-        """Hand the place to the next in line, or free it."""
+    def _reclaim(self) -> None:
+        """Take the places of those who have been idle for long, and see who is next."""
+        idle_before = self.clock() - IDLE_SECONDS
+        with self._lock:
+            for place in list(self._holders):
+                if place.idle_since is not None and place.idle_since <= idle_before:
+                    self._holders.discard(place)
+        self._hand_on()
+
+    def _hand_on(self) -> None:
+        """Hand what places there are to the first in the queue."""
         while True:
             with self._lock:
-                if not self._line:
-                    self._free += 1
+                if not self._queue or len(self._holders) >= self._count:
                     return
-                call = self._line.popleft()
-            if call():
-                return
+                waiting = self._queue.popleft()
+                self._holders.add(waiting.place)
+            if not waiting.call():
+                with self._lock:
+                    self._holders.discard(waiting.place)
 
 
 async def in_thread(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:

@@ -26,7 +26,7 @@ from memguard.policy import LeakDetectionResult, LeakDetector, MinuteGrowth, det
 from memguard.relief import allocator_usage, shrinkables
 from memguard.sampling import Sampler, memory_usage
 from memguard.settings import settings
-from memguard.signals import Outbox, Signal, is_interrupt
+from memguard.signals import Outbox, Signal, contained, is_interrupt
 from memguard.turns import Claim, Turn
 from memguard.units import ByteSize, Threshold, format_bytes
 from memguard.values import Gate, Level, MemoryUsage, gate_of
@@ -133,6 +133,8 @@ class MemoryMonitor:
         self._turn = Turn()
         self._forget()
         forget_in_child(self)
+        # What it needs is imported now: a signal handler that asks in the midst of an import finds half a module.
+        contained(allocator_usage, what="allocator")
 
     def _forget(self) -> None:
         """Begin anew: at first, and in a forked child, whose memory has another history and none of the threads."""
