@@ -4,20 +4,18 @@ Telling listeners that something changed. No listener can break the guard, and n
 
 from __future__ import annotations
 
-import inspect
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from types import FrameType
 from typing import Generic, TypeVar
 
 from memguard.forking import forget_in_child
+from memguard.interrupts import is_interrupt
+from memguard.logs import log
 from memguard.turns import Claim, Turn
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
-_log = logging.getLogger("memguard")
 
 
 class Signal(Generic[_T]):
@@ -114,48 +112,12 @@ def contained(fn: Callable[..., _R], *args: object, what: str) -> _R | None:
     Call *fn*, somebody else's code; where it raises, log that and return None.
 
     ``SystemExit`` and a task's cancellation that it lets out concern its own work, not whoever tells it something.
-    What an operating system's signal raises passes (see :func:`is_interrupt`): it means the program.
+    What an operating system's signal raises passes (see :mod:`memguard.interrupts`): it means the program.
     """
     try:
         return fn(*args)
     except BaseException as error:
         if is_interrupt(error):
             raise
-        _log_failure(what, fn)
+        log.exception("%s %r failed", what, fn)
         return None
-
-
-def is_interrupt(error: BaseException) -> bool:
-    """
-    Tell whether *error* came from outside what was running: a ``KeyboardInterrupt``, or raised by a signal handler.
-
-    A handler is called with the frame that it interrupted, which no other function is: Celery's time limit and a
-    ``sys.exit`` on SIGTERM are told so from what a listener raises by itself.
-    """
-    if isinstance(error, KeyboardInterrupt):
-        return True
-    step = error.__traceback__
-    while step is not None:
-        frame = step.tb_frame
-        if frame.f_back is not None and _was_given(frame, frame.f_back):
-            return True
-        step = step.tb_next
-    return False
-
-
-def _was_given(frame: FrameType, caller: FrameType) -> bool:
-    """Tell whether the function of *frame* got *caller* as an argument, as signal handlers do."""
-    code, seen = frame.f_code, frame.f_locals
-    count = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & inspect.CO_VARARGS)
-    for name in code.co_varnames[:count]:
-        value = seen.get(name)
-        if value is caller or (type(value) is tuple and any(each is caller for each in value)):
-            return True
-    return False
-
-
-def _log_failure(what: str, fn: object) -> None:
-    try:
-        _log.exception("%s %r failed", what, fn)
-    except Exception:  # noqa: BLE001, S110, RUF100 - a broken log handler or repr must not do what fn may not
-        pass

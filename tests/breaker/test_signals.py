@@ -5,6 +5,7 @@ Code of others that is called by the guard: what it raises is contained, what a 
 from __future__ import annotations
 
 import functools
+import logging
 import signal
 import sys
 import threading
@@ -13,8 +14,10 @@ import pytest
 from test_breaker import MIB, scripted
 from test_reserving import reserved
 
+from memguard import MemoryCircuitBreaker
+from memguard.interrupts import is_interrupt
 from memguard.relief._relief import Step, run_steps
-from memguard.signals import Signal, contained, is_interrupt
+from memguard.signals import Signal, contained
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "raise_signal"), reason="signals of this kind are POSIX")
 
@@ -119,3 +122,37 @@ def test_a_keyboard_interrupt_passes_in_any_thread():
     thread.start()
     thread.join(30.0)
     assert seen == ["passed"]
+
+
+def test_what_a_signal_handler_raises_in_a_sampler_passes_and_leaves_the_last_reading(alarm):
+    breaker, sampler, clock = scripted(0.5)
+    breaker.check()
+    broken = MemoryCircuitBreaker(sampler=lambda: alarm() or sampler(), clock=clock, relief=False)
+    with pytest.raises((TimeLimitError, SystemExit)):
+        broken.check()
+    with pytest.raises((TimeLimitError, SystemExit)):
+        broken.reserve(MIB).__enter__()
+    assert reserved(broken) == 0
+
+
+class Broken(logging.Handler):
+    """Fails before it comes to what logging contains."""
+
+    def handle(self, record):
+        raise RuntimeError("the disk of the log is full")
+
+
+def test_a_log_handler_that_fails_does_not_fail_the_work():
+    log = logging.getLogger("memguard")
+    handler = Broken()
+    log.addHandler(handler)
+    try:
+        breaker, _, clock = scripted(0.5, 0.95, 0.5)
+        breaker.check()
+        clock.now += 60.0
+        assert breaker.allows(MIB) is False
+        failing = MemoryCircuitBreaker(sampler=lambda: 1 / 0, clock=clock, relief=False)
+        with failing.reserve(MIB):
+            assert reserved(failing) == MIB
+    finally:
+        log.removeHandler(handler)

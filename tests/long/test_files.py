@@ -120,7 +120,8 @@ def test_killed_at_300_random_instants_no_acknowledged_chunk_is_lost_and_nothing
             if upload is not None:
                 upload.close()
         if chance.random() < 0.5:  # the next process goes on; else nobody ever comes back
-            with store.create(job.name, total_bytes=len(job.whole), chunk_bytes=job.chunk_bytes) as upload:
+            wanted = {"total_bytes": len(job.whole), "chunk_bytes": job.chunk_bytes, "content_id": job.name}
+            with store.create(job.name, **wanted) as upload:
                 for index in upload.missing:
                     upload.write_chunk(index, job.piece(index))
                 upload.finish(job.dest)

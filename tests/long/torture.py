@@ -713,6 +713,16 @@ class Functions:
         return number + 1
 
 
+class Unlocked(contextlib.nullcontext):
+    """A lock that is none."""
+
+    def acquire(self):
+        """Nothing."""
+
+    def release(self):
+        """Nothing."""
+
+
 class Asking(logging.Handler):
     """A log handler that asks the breaker it hears of."""
 
@@ -722,7 +732,7 @@ class Asking(logging.Handler):
 
     def createLock(self):  # noqa: N802 - logging's name
         """None: a signal's exception between logging's `acquire` and its `try` would keep it for ever (3.11, 3.12)."""
-        self.lock = None
+        self.lock = Unlocked()
 
     def emit(self, record):
         self.breaker.allows(1)

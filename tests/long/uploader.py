@@ -63,7 +63,7 @@ def say(word: object) -> None:
 def upload(store: memguard.UploadStore, name: str, chunk_bytes: int, chunks: int, threads: int) -> memguard.Upload:
     data = whole(chunk_bytes, chunks)
     say("ready")
-    made = store.create(name, total_bytes=len(data), chunk_bytes=chunk_bytes)
+    made = store.create(name, total_bytes=len(data), chunk_bytes=chunk_bytes, content_id=name)
     say("created")
     missing = list(made.missing)
     random.shuffle(missing)

@@ -144,7 +144,7 @@ def test_what_cannot_be_measured_is_relieved_all_the_same(caplog):
     """Who asks for relief wants room, not an error."""
     ran, clock = [], FakeClock()
 
-    def broken(*_):
+    def broken(*_, **__):
         raise OSError("no figures today")
 
     relief = Relief([Step("step", lambda: ran.append(1), worth=broken)], clock)
@@ -157,10 +157,10 @@ def test_what_cannot_be_measured_is_relieved_all_the_same(caplog):
 
 
 def test_a_log_handler_that_fails_stops_no_relief(monkeypatch):
-    def broken(*_):
+    def broken(*_, **__):
         raise RuntimeError("no space left for logs")
 
-    monkeypatch.setattr("memguard.relief._relief._log.exception", broken)
+    monkeypatch.setattr("memguard.logs._logger.log", broken)
 
     assert Relief([Step("bad", lambda: 1 / 0)]).attempt(lambda: 0)
 
@@ -306,7 +306,7 @@ def test_where_a_log_handler_fails_caches_shrink_all_the_same(monkeypatch):
     def fail(*_):
         raise RuntimeError("no space left for logs")
 
-    monkeypatch.setattr("memguard.relief._shrinking._log.warning", fail)
+    monkeypatch.setattr("memguard.logs._logger.log", fail)
     caches, bad = Shrinkables(), Cache(held=broken)
     caches.add(bad)
 

@@ -4,7 +4,6 @@ Reports that come by themselves when a monitor finds a leak, or when somebody se
 
 from __future__ import annotations
 
-import logging
 import signal
 import threading
 from collections.abc import Callable
@@ -12,10 +11,9 @@ from types import FrameType
 from typing import Any, Protocol
 
 from memguard.attribution._snapshot import GrowthReport, Snapshot, take_snapshot
+from memguard.logs import log
 from memguard.policy import LeakDetectionResult
 from memguard.signals import Signal
-
-_log = logging.getLogger("memguard")
 
 
 class Watching(Protocol):
@@ -76,7 +74,7 @@ class LeakReporter:
         after = take_snapshot(trace_seconds=self._trace_seconds)
         report = after.compare(self._before)
         self._before = after
-        _log.warning("memguard: what grew\n%s", report)
+        log.warning("memguard: what grew\n%s", report)
         self.on_report.announce(report)
 
 
@@ -124,4 +122,4 @@ def report_on_signal(
 
 
 def _log_text(text: str) -> None:
-    _log.warning("memguard: what grew\n%s", text)
+    log.warning("memguard: what grew\n%s", text)

@@ -7,7 +7,6 @@ the caller must not be held up by it, and ends with that.
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -25,6 +24,7 @@ from memguard.breaker._relieving import Relieving
 from memguard.breaker._reservation import Reservation, lent_around
 from memguard.breaker._statistics import BreakerStatistics
 from memguard.forking import forget_in_child
+from memguard.logs import log
 from memguard.policy import State, cost_bytes, is_overrun
 from memguard.relief import Relief, default_steps, held_free_bytes, shrinkables
 from memguard.sampling import Sampler
@@ -33,8 +33,6 @@ from memguard.signals import Signal, contained
 from memguard.units import ByteSize, Threshold, format_bytes
 from memguard.values import Level, MemoryUsage
 from memguard.wrapping import kind_of
-
-_log = logging.getLogger("memguard")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -412,7 +410,7 @@ class MemoryCircuitBreaker:
         self._on_overrun.announce(CostOverrun(record.name, booked_bytes, peak_bytes))
 
     def _log_overrun(self, name: str, booked_bytes: int, peak_bytes: int) -> None:
-        _log.warning(
+        log.warning(
             "%s: a call of %s took %s and had reserved %s; give it a higher cost",
             self._readings.name,
             name,

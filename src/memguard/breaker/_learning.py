@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
 import threading
 import time
 import weakref
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from memguard.breaker._queue import Standing, ThreadBell
 from memguard.forking import forget_in_child
+from memguard.logs import log
 from memguard.policy import Features, FunctionCost, tolerance_bytes
 from memguard.relief import HeapCounts, heap_counts, trim
 from memguard.sampling import PeakMeasurement, measure_cheaply
@@ -30,7 +30,6 @@ from memguard.signals import contained
 if TYPE_CHECKING:
     from memguard.breaker._loop import LoopBell
 
-_log = logging.getLogger("memguard")
 
 _PATIENCE_SECONDS = 5.0
 """So long a call that runs alone keeps others out: it may be a stream to a slow client."""
@@ -430,7 +429,7 @@ class Gate:
                 self._block = block  # stays open: another block that begins or ends reads no less for it
             return block.lap()
         except (OSError, ValueError, RuntimeError) as error:
-            _log.debug("a call could not be measured: %s", error)
+            log.debug("a call could not be measured: %s", error)
             return None
 
 

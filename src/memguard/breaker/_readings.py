@@ -18,6 +18,8 @@ from typing import NamedTuple, cast
 from memguard.breaker._config import Config
 from memguard.breaker._desk import Counts, Desk, Note, View
 from memguard.errors import MemguardError, SamplingError
+from memguard.interrupts import is_interrupt
+from memguard.logs import log
 from memguard.policy import LineBytes, State, next_circuit, next_floor, reading_interval, top_bytes
 from memguard.relief import HeapCounts, heap_counts
 from memguard.sampling import Machine, Sampler
@@ -25,8 +27,6 @@ from memguard.signals import Signal, contained
 from memguard.turns import Claim, Turn
 from memguard.units import format_bytes
 from memguard.values import Level, MemoryUsage
-
-_log = logging.getLogger("memguard")
 
 _BLIND_SECONDS = 0.1
 """How soon to look again after a reading that failed."""
@@ -213,8 +213,10 @@ class Readings:
             if limit is not None and config.sampler is not None and limit < usage.limit_bytes:
                 usage = replace(usage, limit_bytes=limit, source="explicit")
         except failures as error:
+            if is_interrupt(error):
+                raise
             if not self._failing:
-                _log.warning("%s: no reading (%r); goes by the last one", self.name, error)
+                log.warning("%s: no reading (%r); goes by the last one", self.name, error)
             self._failing = True
             return None
         self._failing = False
@@ -318,7 +320,7 @@ class Readings:
         lines = self.config.lines.at(limit_bytes)
         if lines.capped and not self._warned:
             self._warned = True
-            _log.warning(
+            log.warning(
                 "%s: open_at=%s lies above 95 %% of the limit of %s; it acts at %s",
                 self.name,
                 format_bytes(int(self.config.lines.open_at)),
@@ -353,7 +355,7 @@ class Readings:
         if self.config.mode == "off":
             return
         level = logging.WARNING if change.after is State.OPEN else logging.INFO
-        _log.log(
+        log.log(
             level,
             "%s: %s (was %s), level %s: %s of %s in use (%.0f %%, %s)",
             self.name,
@@ -366,7 +368,7 @@ class Readings:
             usage.source,
         )
         if change.stuck:
-            _log.warning(
+            log.warning(
                 "%s: stuck with %s in use, of which nothing is reserved and nothing comes back; tries up to %s, one at "
                 "a time; restart the process when you can",
                 self.name,

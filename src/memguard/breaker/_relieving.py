@@ -5,18 +5,16 @@ Relief on behalf of a breaker: how much is wanted, in this thread or in one of i
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 from collections.abc import Callable
 
 from memguard.breaker._desk import Desk
 from memguard.breaker._queue import Queue, in_event_loop
 from memguard.breaker._readings import Readings
+from memguard.logs import log
 from memguard.relief import Relief
 from memguard.sampling import Sampler
 from memguard.signals import contained
-
-_log = logging.getLogger("memguard")
 
 _SLACK = 32
 """Caches give so small a part of the threshold more than is asked for, so that not each reservation has to ask."""
@@ -146,6 +144,6 @@ def _start(thread: threading.Thread) -> bool:
     try:
         thread.start()
     except RuntimeError as error:  # no thread more may be started here, or the interpreter shuts down
-        _log.warning("memory is not given back in a thread of its own: %s", error)
+        log.warning("memory is not given back in a thread of its own: %s", error)
         return False
     return True

@@ -11,7 +11,6 @@ Rule 3: a writer who finds the lock taken yields before it blocks: threads that 
 
 from __future__ import annotations
 
-import logging
 import os
 import sysconfig
 import threading
@@ -26,6 +25,7 @@ from memguard.caching._entries import Entries, Gone, pairs_of
 from memguard.caching._statistics import CacheStatistics, EvictionReason
 from memguard.caching._views import MISSING, Items, Missing, Values
 from memguard.errors import MemoryCircuitBreakerError
+from memguard.logs import log
 from memguard.relief import shrinkables
 from memguard.sizing import deep_sizeof
 from memguard.units import ByteSize, parse_bytes
@@ -35,7 +35,6 @@ K = TypeVar("K")
 V = TypeVar("V")
 OnEvict: TypeAlias = Callable[[Any, Any, EvictionReason], object]
 
-_log = logging.getLogger("memguard")
 _FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 _ENTRY_BYTES = 272
 """What the cache itself takes for an entry: its place in the order, in the table and in that of the sizes."""
@@ -600,7 +599,7 @@ class LRUCache(MutableMapping[K, V]):
             try:
                 self._on_evict(key, value, reason)
             except Exception:
-                _log.exception("%r: on_evict failed for %r", self, key)
+                log.exception("%r: on_evict failed for %r", self, key)
 
     def statistics(self) -> CacheStatistics:
         """Return the counts since the cache was made."""

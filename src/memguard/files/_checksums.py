@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import re
 import zlib
+from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol
 
 _TEXT = re.compile(r"([a-z0-9_]+):([0-9a-fA-F]+)")
@@ -120,18 +121,26 @@ def combine_crc32(first: int, second: int, second_bytes: int) -> int:
     See:
         crc32_combine of zlib: the first CRC is moved on by as many zero bytes, a multiplication modulo the polynomial.
     """
-    a, b, c, d, e, f, g, h = _moved(second_bytes)
-    return (
-        a[first & 15]
-        ^ b[first >> 4 & 15]
-        ^ c[first >> 8 & 15]
-        ^ d[first >> 12 & 15]
-        ^ e[first >> 16 & 15]
-        ^ f[first >> 20 & 15]
-        ^ g[first >> 24 & 15]
-        ^ h[first >> 28]
-        ^ second
-    )
+    return combine_all(first, (second,), second_bytes)
+
+
+def combine_all(first: int, others: Iterable[int], nbytes: int) -> int:
+    """Return the CRC-32 of data whose first part has *first*, followed by parts of *nbytes* each that have *others*."""
+    a, b, c, d, e, f, g, h = _moved(nbytes)
+    whole = first
+    for other in others:
+        whole = (
+            a[whole & 15]
+            ^ b[whole >> 4 & 15]
+            ^ c[whole >> 8 & 15]
+            ^ d[whole >> 12 & 15]
+            ^ e[whole >> 16 & 15]
+            ^ f[whole >> 20 & 15]
+            ^ g[whole >> 24 & 15]
+            ^ h[whole >> 28]
+            ^ other
+        )
+    return whole
 
 
 @functools.lru_cache(maxsize=64)

@@ -185,7 +185,7 @@ class Finishing:
         return header.checksum or f"crc32:{self._crc32(header):08x}"
 
     def _crc32(self, header: Header) -> int:
-        return self._journal.crc32(header)
+        return self._journal.crc32(header)[1]
 
 
 def source_of(journal: Journal, header: Header, data: int, *, drops: bool) -> Source:

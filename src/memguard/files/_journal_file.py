@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from memguard.errors import AssemblyError, UploadNotFoundError
-from memguard.files._checksums import combine_crc32
+from memguard.files._checksums import combine_all
 from memguard.files._copying import read_at, write_all
 from memguard.files._handles import Handle
 from memguard.files._journal import (
@@ -24,6 +24,7 @@ from memguard.files._journal import (
     mark_offset,
     pack_record,
     record_offset,
+    unpack_crcs,
     unpack_record,
     unpack_records,
 )
@@ -96,13 +97,31 @@ class Journal:
                 data = read_at(self._number, count * RECORD_BYTES, record_offset(start, header))
             yield from unpack_records(data.ljust(count * RECORD_BYTES, b"\0"), header, start)
 
-    def crc32(self, header: Header) -> int:
-        """Return the CRC-32 of the whole, all of which has arrived, combined from those of its chunks."""
-        whole = 0
-        for _, record in self.records(header):
-            if record is not None:
-                whole = combine_crc32(whole, record.crc32, record.length)
-        return whole
+    def crc32(self, header: Header, first: int = 0, whole: int = 0) -> tuple[int, int]:
+        """
+        Combine the CRC-32 of what has arrived without a gap from those of its chunks.
+
+        Args:
+            header: What the upload is to be.
+            first: Up to this chunk it is known.
+            whole: To be this.
+
+        Returns:
+            How many chunks it is of, and the CRC.
+        """
+        last = header.chunks - 1
+        for start in range(first, last, _SLICE):
+            count = min(_SLICE, last - start)
+            with naming(self._path):
+                data = read_at(self._number, count * RECORD_BYTES, record_offset(start, header))
+            crcs = unpack_crcs(data, header, start)
+            whole = combine_all(whole, crcs, header.chunk_bytes)
+            if len(crcs) < count:
+                return start + len(crcs), whole
+        record = self.record(last, header) if first <= last else None
+        if record is None:
+            return max(first, last), whole
+        return header.chunks, combine_all(whole, [record.crc32], record.length)
 
     def packed_records(self, header: Header) -> bytes:
         """Return all records as they are in the file."""

@@ -4,15 +4,15 @@ A daemon thread that does something now and then, until it is stopped or nobody 
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import threading
 import weakref
 from collections.abc import Callable
 from typing import Protocol
 
+from memguard.logs import log
 from memguard.turns import Bell
 
-_log = logging.getLogger("memguard")
 _LONGEST_JOIN_SECONDS = 5.0
 """Where a signal handler stops it that interrupted what its thread waits for, a log handler's lock say, all of this
 passes; and a container is killed ten seconds after SIGTERM."""
@@ -77,7 +77,7 @@ class Clockwork:
             return  # it was not started yet: this is a signal handler in the middle of that
         if self._thread.is_alive():
             text = "%s: a listener or sampler has not returned for %g s; it is left behind"
-            _log.warning(text, self._thread.name, _LONGEST_JOIN_SECONDS)
+            log.warning(text, self._thread.name, _LONGEST_JOIN_SECONDS)
 
 
 def _run(thing: Callable[[], Beating | None], done: Bell, at_end: Callable[[], object]) -> None:
@@ -90,15 +90,9 @@ def _run(thing: Callable[[], Beating | None], done: Bell, at_end: Callable[[], o
             seconds = held.beat()
         except BaseException:
             # Also what listeners let out that is meant for others: CancelledError, SystemExit.
-            _say_that_it_failed()
+            with contextlib.suppress(BaseException):  # nobody is above this thread
+                log.exception("memguard: the work of a thread failed; it goes on")
         held = None  # not kept while waiting
         done.wait(seconds)
     if thing() is None:
         at_end()
-
-
-def _say_that_it_failed() -> None:
-    try:
-        _log.exception("memguard: the work of a thread failed; it goes on")
-    except BaseException:  # noqa: S110 - a log handler of somebody else's
-        pass

@@ -18,6 +18,8 @@ from types import MappingProxyType, TracebackType
 from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 from memguard.forking import forget_in_child
+from memguard.interrupts import is_interrupt
+from memguard.logs import log
 from memguard.monitor._clockwork import Clockwork
 from memguard.monitor._config import check_callable, make_config
 from memguard.monitor._inside import CollectorTime, Inside, full_collections
@@ -26,12 +28,11 @@ from memguard.policy import LeakDetectionResult, LeakDetector, MinuteGrowth, det
 from memguard.relief import allocator_usage, shrinkables
 from memguard.sampling import Sampler, memory_usage
 from memguard.settings import settings
-from memguard.signals import Outbox, Signal, contained, is_interrupt
+from memguard.signals import Outbox, Signal, contained
 from memguard.turns import Claim, Turn
 from memguard.units import ByteSize, Threshold, format_bytes
 from memguard.values import Gate, Level, MemoryUsage, gate_of
 
-_log = logging.getLogger("memguard")
 _FRESH_SECONDS = 1.0
 
 
@@ -166,7 +167,7 @@ class MemoryMonitor:
             RuntimeError: No thread can be started. It is stopped then.
         """
         if settings().monitor is False:
-            _log.info("memguard: the monitor stays off, as MEMGUARD_MONITOR says")
+            log.info("memguard: the monitor stays off, as MEMGUARD_MONITOR says")
             return
         before = self._clockwork
         if before is not None and before.running:
@@ -258,7 +259,7 @@ class MemoryMonitor:
         except BaseException:
             failing, self._failing = self._failing, True
             if not failing:
-                _log.exception("memguard: the monitor could not take a sample, or tell of it; it goes on trying")
+                log.exception("memguard: the monitor could not take a sample, or tell of it; it goes on trying")
         due_at = self._sample_at if self._config.log_interval is None else min(self._sample_at, self._log_at)
         return max(0.0, due_at - time.monotonic())
 
@@ -354,7 +355,7 @@ class MemoryMonitor:
             except Exception as error:
                 if is_interrupt(error):
                     raise
-                _log.exception("memguard: %r cannot be explained any more and counts as nothing", name)
+                log.exception("memguard: %r cannot be explained any more and counts as nothing", name)
                 self._explained.pop(name, None)
         return told
 
@@ -397,14 +398,14 @@ class MemoryMonitor:
         elif isinstance(event, _VerdictChange):
             self._tell_verdict(event)
         elif self._config.alerts:
-            _log.log(_log_level(event), "memguard: %s", event.message)
+            log.log(_log_level(event), "memguard: %s", event.message)
             self.on_alert.announce(event)
 
     def _tell_verdict(self, change: _VerdictChange) -> None:
         result = change.result
         if self._config.alerts:
             level = logging.WARNING if result.detected else logging.DEBUG
-            _log.log(level, "memguard: verdict %s (was %s): %s", result.verdict, change.before, result.recommendation)
+            log.log(level, "memguard: verdict %s (was %s): %s", result.verdict, change.before, result.recommendation)
         self.on_verdict.announce(result)
         if result.detected or change.before == "leak":
             self.on_leak.announce(result)
@@ -413,7 +414,7 @@ class MemoryMonitor:
         usage = self._latest()
         growth = self._growth
         rate = "" if growth is None else f", {format_bytes(round(growth))} a minute"
-        _log.info("memguard: %s%s, verdict %s", _described(usage), rate, self._result.verdict)
+        log.info("memguard: %s%s, verdict %s", _described(usage), rate, self._result.verdict)
 
     # ----- asking
 

@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
+from memguard.interrupts import is_interrupt
+from memguard.logs import log
 from memguard.sampling import PeakMeasurement, measure_cheaply
-from memguard.signals import is_interrupt
 from memguard.units import format_bytes
 from memguard.wrapping import wrap
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_log = logging.getLogger("memguard")
 _MOST_NAMES = 1000
 _OTHERS = "(others)"
 
@@ -118,7 +118,7 @@ class Operations:
         # A name with a customer's number in it would grow without end: here of all places.
         full, self._full = self._full, True
         if not full:
-            _log.warning(
+            log.warning(
                 "more than %d operations are tracked; %r and further ones count as %r: put what varies into fields",
                 _MOST_NAMES,
                 name,
@@ -188,10 +188,7 @@ class Tracked:
         # A generator that is closed early has not failed.
         failed = error is not None and not isinstance(error, GeneratorExit)
         self._operations.add(self.operation, run, failed=failed)
-        try:
-            self._report(failed=failed)
-        except Exception:  # noqa: S110 - a log handler of somebody else's must not cost a result that is there
-            pass
+        self._report(failed=failed)
 
     async def __aenter__(self) -> Self:
         """Begin to measure."""
@@ -225,7 +222,7 @@ class Tracked:
         return Tracked(self._operations, self.operation, self.fields)
 
     def _report(self, failed: bool) -> None:
-        if not _log.isEnabledFor(logging.DEBUG):
+        if not log.shows(logging.DEBUG):
             return
         log_operation(
             logging.DEBUG,
@@ -242,7 +239,7 @@ def log_operation(
 ) -> None:
     """Log what an operation did to memory; *fields* stand in the text and in the record, *more* in the text."""
     change = after_bytes - before_bytes
-    _log.log(
+    log.log(
         level,
         "%s%s: %s -> %s (%s%s)%s",
         operation,

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from memguard.signals import is_interrupt
+from memguard.interrupts import is_interrupt
 from memguard.units import ByteSize, parse_bytes
 
 _FIRST_SOLOS, _LATER_SOLOS = 3, 2

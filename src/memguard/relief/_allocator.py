@@ -10,7 +10,6 @@ See:
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import sysconfig
@@ -18,9 +17,9 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
+from memguard.logs import log
 from memguard.sampling import glibc, preloaded
 
-_log = logging.getLogger("memguard")
 _PLATFORM: str = sys.platform  # as a plain string: a type checker on one platform shall read the code of all
 # malloc.h
 _M_TRIM_THRESHOLD = -1
@@ -138,11 +137,11 @@ def limit_arenas(count: int = 2) -> bool:
         return False
     threads = threading.active_count()
     if threads > _MANY_THREADS:
-        _log.info("too late to limit glibc's arenas: %d threads run; make the default breaker early", threads)
+        log.info("too late to limit glibc's arenas: %d threads run; make the default breaker early", threads)
         return False
     if not library.mallopt(_M_ARENA_MAX, count):
         return False
-    _log.info("glibc makes at most %d arenas from now on, so that freed memory comes back", count)
+    log.info("glibc makes at most %d arenas from now on, so that freed memory comes back", count)
     return True
 
 

@@ -9,22 +9,20 @@ rest goes on: who asked wants room, not an error.
 from __future__ import annotations
 
 import gc
-import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from memguard.errors import SamplingError
+from memguard.interrupts import is_interrupt
+from memguard.logs import log
 from memguard.relief._allocator import trim
 from memguard.relief._shrinking import Shrinkables, shrinkables
 from memguard.relief._tops import tops
 from memguard.sampling import heap_counts, memory_usage, resident_bytes
-from memguard.signals import is_interrupt
 from memguard.turns import Claim, Turn
 from memguard.units import format_bytes
-
-_log = logging.getLogger("memguard")
 
 _USEFUL_BYTES = 1024 * 1024
 _WORTH_BYTES = 8 * 1024**2
@@ -120,19 +118,11 @@ def _answer(what: str, ask: Callable[[], int], otherwise: int) -> int:
             raise
         if what not in _failed:
             _failed.add(what)
-            _say(f"{what} failed; relief goes on")
+            log.exception("memguard: %s failed; relief goes on", what)
         return otherwise
 
 
 _failed: set[str] = set()
-
-
-def _say(text: str) -> None:
-    """Log *text* with the exception that is being handled."""
-    try:
-        _log.exception("memguard: %s", text)
-    except Exception:  # noqa: S110 - a log handler of somebody else's
-        pass
 
 
 def run_steps(steps: Sequence[Step], read: Callable[[], int], clock: Callable[[], float]) -> ReliefReport:
@@ -146,7 +136,7 @@ def run_steps(steps: Sequence[Step], read: Callable[[], int], clock: Callable[[]
         except Exception as error:
             if is_interrupt(error):
                 raise
-            _say(f"the relief step {step.name!r} failed; the others go on")
+            log.exception("memguard: the relief step %r failed; the others go on", step.name)
         after, then = _answer("reading what is in use", read, now), clock()
         done.append(ReliefStep(step.name, now - after, then - at))
         now, at = after, then

@@ -7,15 +7,13 @@ They are other people's code: one that raises, or tells a number that cannot be,
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 import weakref
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from memguard.signals import is_interrupt
-
-_log = logging.getLogger("memguard")
+from memguard.interrupts import is_interrupt
+from memguard.logs import log
 
 
 class Shrinkable(Protocol):
@@ -131,10 +129,7 @@ class Shrinkables:
         self._odd.add(number)
         reference = self._references.get(number)
         kind = type(None if reference is None else reference()).__name__
-        try:
-            _log.warning("memguard: a %s that may hold memory %s; it is passed over where it does", kind, what)
-        except Exception:  # noqa: S110 - a log handler of somebody else's
-            pass
+        log.warning("memguard: a %s that may hold memory %s; it is passed over where it does", kind, what)
 
 
 shrinkables = Shrinkables()

@@ -15,12 +15,12 @@ See:
 
 from __future__ import annotations
 
-import logging
 import time
 from _thread import start_new_thread
 from collections.abc import Callable
 from typing import Any
 
+from memguard.logs import log
 from memguard.relief._allocator import (
     _M_MMAP_THRESHOLD,
     _M_TRIM_THRESHOLD,
@@ -30,7 +30,6 @@ from memguard.relief._allocator import (
 from memguard.sampling import glibc, held_free_bytes
 from memguard.turns import Bell, Claim, Turn
 
-_log = logging.getLogger("memguard")
 _WORTH_BYTES = 8 * 1024**2
 _BLOCK_BYTES = 100_000
 """Freed, it makes glibc look at the top: more than FASTBIN_CONSOLIDATION_THRESHOLD (64 KiB), less than is mapped."""
@@ -97,7 +96,7 @@ class Tops:
     def _say_once(self) -> None:
         if not self._said:
             self._said = True
-            _log.info(
+            log.info(
                 "glibc held much free memory: gave back the tops of its arenas, and fixed the thresholds that it "
                 "adjusts itself (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD)"
             )
@@ -157,7 +156,7 @@ def _free_a_block_in_threads(library: Any, count: int) -> None:
             visit.came.wait(until - time.monotonic())
     except RuntimeError:
         # No thread more may be started here: those there are reach as many arenas.
-        _log.debug("only %d of %d threads could be started", len(visits), count)
+        log.debug("only %d of %d threads could be started", len(visits), count)
     finally:
         go.ring()
     for visit in visits:

@@ -17,15 +17,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 from pathlib import Path
 
 from memguard.forking import forget_in_child
+from memguard.logs import log
 
 _MOST_BYTES = 16_384
 _CLOEXEC: int = getattr(os, "O_CLOEXEC", 0)  # Windows has none: its descriptors are not inherited
-_log = logging.getLogger("memguard")
 
 
 class _Descriptor:
@@ -232,6 +231,5 @@ class Troubles:
         if error.errno in self._known:
             return
         self._known.add(error.errno)
-        with contextlib.suppress(Exception):  # a log handler of somebody else's
-            # As text: a record that is kept shall not keep the frames of the error, and all that they hold.
-            _log.warning("memguard: a measurement failed (%s); %s", str(error), instead)
+        # As text: a record that is kept shall not keep the frames of the error, and all that they hold.
+        log.warning("memguard: a measurement failed (%s); %s", str(error), instead)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import errno
 import itertools
-import logging
 import threading
 import time
 import weakref
@@ -25,13 +24,13 @@ from types import TracebackType
 from typing import Literal, Protocol, Self, TypeAlias
 
 from memguard.forking import forget_in_child
+from memguard.logs import log
 from memguard.sampling._files import KeptFile, write_once
 from memguard.sampling._notes import Notes
 from memguard.sampling._procfs import kilobytes, resident_bytes
 from memguard.turns import Bell
 
 MeterName: TypeAlias = Literal["kernel", "tracemalloc", "sampled"]
-_log = logging.getLogger("memguard")
 _CLEAR_REFS = Path("/proc/self/clear_refs")  # made once: to make one takes as long as to write the file
 _LASTING = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL, errno.ENOSYS})
 """What will be refused again: no such file, no right to it. All else may pass, as a want of descriptors does."""
@@ -182,7 +181,7 @@ class _SampledMark:
         except RuntimeError as error:
             # No thread more may be started: then only beginnings and ends of blocks are seen.
             self.stop()
-            _log.debug("memguard: peaks are seen at the ends of blocks only: %s", str(error))
+            log.debug("memguard: peaks are seen at the ends of blocks only: %s", str(error))
         except BaseException:  # of a signal handler
             self.stop()
             raise
@@ -260,7 +259,7 @@ class _Blocks:
             self.mark.reset()
         except OSError as error:
             # A mark that cannot be reset is right all the same to whatever is open: that has begun before.
-            _log.debug("memguard: %r could not be read or reset at the end of a block: %s", self.mark.name, str(error))
+            log.debug("memguard: %r could not be read or reset at the end of a block: %s", self.mark.name, str(error))
         try:
             return current, self._notes.highest(block._since)
         finally:
@@ -406,7 +405,7 @@ class PeakMeasurement:
                 self._blocks = _blocks_of(meter)
                 before = self._blocks.enter(self)
             except (ImportError, OSError) as trouble:
-                _log.debug("memguard: a block is not measured by %r: %s", meter, str(trouble))
+                log.debug("memguard: a block is not measured by %r: %s", meter, str(trouble))
                 continue
             self.meter = meter
             return before

@@ -4,16 +4,15 @@ What a job over many items has done, and how far it is. No clock of its own, no 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from memguard.signals import is_interrupt
+from memguard.interrupts import is_interrupt
+from memguard.logs import log
 from memguard.values import Level, MemoryUsage, Progress
 
 R = TypeVar("R")
-_log = logging.getLogger("memguard")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +103,7 @@ class Account(Generic[R]):
             if is_interrupt(error):
                 raise
             # A broken progress bar must not stop the job.
-            _log.exception("on_progress %r failed", self.on_progress)
+            log.exception("on_progress %r failed", self.on_progress)
 
     def report(self, *, complete: bool, pending: tuple[Any, ...] = ()) -> ChunkReport[R]:
         """Return what was done."""

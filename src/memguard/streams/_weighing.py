@@ -7,7 +7,7 @@ from __future__ import annotations
 import sys
 from typing import Any, TypeVar
 
-from memguard.signals import is_interrupt
+from memguard.interrupts import is_interrupt
 from memguard.streams._reader import Reader
 
 T = TypeVar("T")
