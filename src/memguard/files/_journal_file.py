@@ -138,7 +138,8 @@ class Journal:
 
     def is_marked(self, index: int) -> bool:
         """Tell whether the mark of a chunk is there."""
-        return read_at(self._number, 1, mark_offset(index)) == mark_of(index)
+        with naming(self._path):
+            return read_at(self._number, 1, mark_offset(index)) == mark_of(index)
 
     def forget(self, index: int, header: Header) -> None:
         """Note that a chunk has to arrive again: its mark goes first."""
@@ -162,7 +163,8 @@ class Journal:
             there = path.stat()
         except (FileNotFoundError, NotADirectoryError):
             return False
-        return os.path.samestat(there, os.fstat(self._number))
+        with naming(self._path):
+            return os.path.samestat(there, os.fstat(self._number))
 
 
 class JournalFile:

@@ -62,7 +62,8 @@ def no_longer_in_use(number: int) -> None:
     if _has_byte_locks:
         _unlock_byte(number, _LIVE)
     elif _fcntl is not None:
-        _fcntl.flock(number, _fcntl.LOCK_UN)
+        with contextlib.suppress(OSError):
+            _fcntl.flock(number, _fcntl.LOCK_UN)
 
 
 def _lock_live(number: int, *, shared: bool) -> bool:
@@ -122,7 +123,8 @@ def _lock_byte(number: int, start: int, *, shared: bool, wait: bool) -> bool:
 
 
 def _unlock_byte(number: int, start: int) -> None:
-    _fcntl.fcntl(number, _fcntl.F_OFD_SETLK, struct.pack(_FLOCK, _fcntl.F_UNLCK, 0, start, 1, 0))
+    with contextlib.suppress(OSError):  # closing the file, which follows, does the same, but for children
+        _fcntl.fcntl(number, _fcntl.F_OFD_SETLK, struct.pack(_FLOCK, _fcntl.F_UNLCK, 0, start, 1, 0))
 
 
 @contextlib.contextmanager
