@@ -5,6 +5,7 @@ Telling listeners that something changed. No listener can break the guard, and n
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -112,15 +113,38 @@ def contained(fn: Callable[..., _R], *args: object, what: str) -> _R | None:
     Call *fn*, somebody else's code; where it raises, log that and return None.
 
     ``SystemExit`` and a task's cancellation that it lets out concern its own work, not whoever tells it something.
-    Only ``KeyboardInterrupt`` passes: that is a person at a keyboard, who means the program.
+    Only ``KeyboardInterrupt`` passes, a person at a keyboard who means the program; and what a signal handler raised
+    that came in between, a time limit for one: it is not *fn* that failed.
     """
     try:
         return fn(*args)
     except KeyboardInterrupt:
         raise
-    except BaseException:
+    except BaseException as error:
+        if _is_of_signal_handler(error):
+            raise
         _log_failure(what, fn)
         return None
+
+
+def _is_of_signal_handler(error: BaseException) -> bool:
+    """Tell whether a signal handler of the program raised *error*."""
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    handlers = {_code_of(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
+    traceback = error.__traceback__
+    while traceback is not None and handlers:
+        if traceback.tb_frame.f_code in handlers:
+            return True
+        traceback = traceback.tb_next
+    return False
+
+
+def _code_of(handler: object) -> object:
+    """Return the code that runs when *handler* is called; None if that is not Python's."""
+    if callable(handler) and not hasattr(handler, "__code__") and not hasattr(handler, "__func__"):
+        handler = type(handler).__call__
+    return getattr(getattr(handler, "__func__", handler), "__code__", None)
 
 
 def _log_failure(what: str, fn: object) -> None:
