@@ -26,6 +26,10 @@ class Direct(LRUCache[K, V]):
 
     __slots__ = ()
 
+    @property
+    def _public(self) -> type[LRUCache[Any, Any]]:
+        return LRUCache
+
     def __contains__(self, key: Any) -> bool:
         entry = self._data.get(key)
         return entry is not None and hasattr(entry, "value")
@@ -205,6 +209,10 @@ class Timed(LRUCache[K, V]):
     """What it holds are the values themselves."""
 
     __slots__ = ()
+
+    @property
+    def _public(self) -> type[LRUCache[Any, Any]]:
+        return LRUCache
 
     def get(self, key: K, default: Any = None, /) -> Any:
         entries = self._entries

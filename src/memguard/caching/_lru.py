@@ -8,10 +8,11 @@ Rule 2: a read is a look into a dict and a mark. No key, whatever its hash and c
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections.abc import Callable, ItemsView, Iterator, MutableMapping, ValuesView
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from memguard.caching._ages import Ages
 from memguard.caching._bounds import (
@@ -50,6 +51,16 @@ _EXPIRED_A_STORE = 100
 """So many entries that are over go with one store at most."""
 _DEEPEST = 3
 """A callback may store, and be called for what that drops; what it stores in the third call is not kept."""
+
+
+class _Content(NamedTuple):
+    """An entry of a cache that is copied."""
+
+    key: Any
+    value: Any
+    size: int
+    life: float
+    left: float
 
 
 class LRUCache(GivesWay, MutableMapping[K, V]):
@@ -436,6 +447,69 @@ class LRUCache(GivesWay, MutableMapping[K, V]):
     def _weighs(self) -> bool:
         return self._weighed
 
+    # ----- copies
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "max_entries": self.max_entries,
+            "max_bytes": self.max_bytes,
+            "sizeof": self._sizeof,
+            "ttl": self._ttl,
+            "name": self._name,
+            "update_age_on_get": self._sliding,
+            "max_entry_bytes": told(self._own_max_entry_bytes, UNBOUNDED),
+            "on_evict": self._on_evict,
+            "shrink_under_pressure": self._shrinks,
+            "weak_values": self._weak is not None,
+            "timer": self._now,
+            "policy": self._policy,
+        }
+
+    def _contents(self) -> list[_Content]:
+        """Return what it holds, the least recently used first, with the seconds that are left of each life."""
+        now = self._time()
+        pairs = [(entry, self._value(getattr(entry, "value", MISSING))) for entry in self._entries.in_order()]
+        return [
+            _Content(original(entry.key), value, entry.size, getattr(entry, "life", NEVER), entry.expires - now)
+            for entry, value in pairs
+            if value is not MISSING and entry.expires > now
+        ]
+
+    def __copy__(self) -> LRUCache[K, V]:
+        """Return a cache with the same entries, which goes its own way from now on."""
+        return _restored(self._public, self._options(), self._contents(), getattr(self, "__dict__", {}))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LRUCache[K, V]:
+        """Return a cache with copies of the entries, which goes its own way from now on."""
+        self._check_strong()
+        own = copy.deepcopy(getattr(self, "__dict__", {}), memo)
+        return _restored(self._public, self._options(), copy.deepcopy(self._contents(), memo), own)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return what makes it again elsewhere, with what is left of each life."""
+        self._check_strong()
+        return _restored, (self._public, self._options(), self._contents(), getattr(self, "__dict__", {}))
+
+    def _restore(self, key: Any, value: Any, size: int, life: float, left: float) -> None:
+        """Hold what another cache held, as old as it is."""
+        if life != NEVER and self._entries.ages is None:
+            self._begin_expiring()
+        held = value if self._weak is None else self._weak.hold(key, value)
+        now = self._time() if life == NEVER else self._time() + left - life
+        self._entries.put(Coming(key, held, size, life, now), [])
+        if self._entries.odd:
+            self._stay_general()
+
+    def _check_strong(self) -> None:
+        if self._weak is not None:
+            raise TypeError(
+                "a cache with weak_values=True is not pickled or copied deeply: nobody would hold the copies"
+            )
+
+    @property
+    def _public(self) -> type[LRUCache[Any, Any]]:
+        return type(self)
+
     # ----- telling
 
     def _depth(self) -> int:
@@ -524,3 +598,16 @@ class LRUCache(GivesWay, MutableMapping[K, V]):
         bounds += [] if self.max_bytes is None else [f"{self.max_bytes} bytes"]
         name = "" if self._name is None else f"{self._name!r}, "
         return f"<LRUCache {name}{self._entries.count} entries of {' or '.join(bounds)}>"
+
+
+def _restored(
+    kind: type[LRUCache[Any, Any]], options: dict[str, Any], contents: list[_Content], own: dict[str, Any]
+) -> LRUCache[Any, Any]:
+    """Return a cache of *kind* with what another held; *own* is what a subclass added to it."""
+    cache = kind.__new__(kind)
+    LRUCache.__init__(cache, **options)
+    for each in contents:
+        cache._restore(*each)
+    if own:
+        cache.__dict__.update(own)
+    return cache
