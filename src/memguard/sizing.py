@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import enum
 import gc
+import io
 import logging
 import math
 import sys
 import types
 from collections import OrderedDict, deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, KeysView, Sequence, ValuesView
 from itertools import islice
 from typing import Any, TypeAlias
 
@@ -26,6 +27,9 @@ _SAMPLE = 128
 """So many elements stand for those of one long container."""
 _LEAST_SAMPLE = 4
 """And where there are many containers, fewer of each."""
+_REACH = 32_768
+"""Of a dict, a set or a deque so many are gone through from either end; half a million would be milliseconds."""
+_TRIES = 5
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 _FREE = frozenset((type(None), bool, type(Ellipsis), type(NotImplemented)))
@@ -104,7 +108,7 @@ def _walk(root: object, left: int) -> float:
         for number, (group, weight) in enumerate(groups):
             count = len(group)
             if count <= sample:
-                total += walk.add(group, weight)
+                total += walk.add(_snapshot(group), weight)
                 left -= count
             else:
                 half = sample // 2
@@ -176,10 +180,26 @@ def _spread(group: Collection[Any], sample: int, offset: int) -> list[Any]:
     if type(group) is list or type(group) is tuple:
         return [group[at] for at in _positions(count, sample, offset)]
     if count <= _SAMPLE * sample:
-        return _spread(list(group), sample, offset)
-    step = count // sample - 1 | 1  # odd: of what takes turns, each shall have some
-    chosen = list(islice(iter(group), 0, step * sample, step))
+        found = _snapshot(group)
+        return _spread(found, sample, offset) if len(found) >= sample else found
+    both: Any = group if isinstance(group, (KeysView, ValuesView, deque)) else None
+    backwards = None if both is None else reversed(both)
+    reach, each = min(count, _REACH), sample if backwards is None else sample // 2
+    step = reach // sample - 1 | 1  # odd: of what takes turns, each shall have some
+    chosen = _snapshot(group, step * each, step)
+    if backwards is not None:
+        chosen += _snapshot(backwards, step * each, step)
     return chosen[::2] + chosen[1::2]
+
+
+def _snapshot(group: Iterable[Any], stop: int | None = None, step: int = 1) -> list[Any]:
+    """Return elements of *group*, which other threads may change; none if they never cease to."""
+    for _ in range(_TRIES):
+        try:
+            return list(islice(group, 0, stop, step))
+        except RuntimeError:  # it changed meanwhile
+            continue
+    return []
 
 
 def _positions(count: int, sample: int, offset: int) -> list[int]:
@@ -214,9 +234,12 @@ def _told_parts(value: Any, kind: type) -> Parts | None:
     """Return what is known better than by looking at what *value* refers to, if there is."""
     if kind is memoryview:
         return _rounded(_own_bytes(value)), ((value.obj,),)
+    outside = _outside_bytes(value, kind)
+    if outside is not None:
+        return _rounded(_own_bytes(value)) + _rounded(outside), (gc.get_referents(value),)
     if issubclass(kind, getattr(sys.modules.get("numpy"), "ndarray", ())):
         return _array_parts(value, kind)
-    if kind.__module__.partition(".")[0] not in _ELSEWHERE:
+    if _packages_of(kind).isdisjoint(_ELSEWHERE):
         return None
     told = value.estimated_size() if hasattr(value, "estimated_size") else getattr(value, "nbytes", None)
     return None if told is None else (int(told), ())
@@ -224,7 +247,7 @@ def _told_parts(value: Any, kind: type) -> Parts | None:
 
 def _object_parts(value: object, kind: type) -> Parts:
     # What pandas calls the size of a table has all in it.
-    in_all = str(kind.__module__).partition(".")[0] == "pandas"
+    in_all = "pandas" in _packages_of(kind)
     size = object.__sizeof__(value) + _ALLOCATION if in_all else _own_bytes(value)
     # Not by __dict__: to ask for it makes one, and the object larger for ever.
     held = [each for each in gc.get_referents(value) if not issubclass(type(each), _NOT_OWNED)]
@@ -247,6 +270,47 @@ def _array_parts(value: Any, kind: type) -> Parts:
     return _rounded(size), groups
 
 
+def _outside_bytes(value: Any, kind: type) -> int | None:
+    """Return the bytes that *value* holds beside what Python says of it; None if it is not of those that do."""
+    if kind is io.StringIO:
+        return _text_bytes(value)
+    if issubclass(kind, getattr(sys.modules.get("mmap"), "mmap", ())):
+        return len(value)
+    if issubclass(kind, _c_data()):
+        nbytes: int = sys.modules["_ctypes"].sizeof(value) if value._b_needsfree_ else 0
+        return nbytes
+    return None
+
+
+def _text_bytes(value: io.StringIO) -> int:
+    """Return the bytes of a text in memory: of four for a character, unless it was only ever added to."""
+    position = value.tell()
+    # In one step of the interpreter, so that no other thread reads in between.
+    end, _ = map(value.seek, (0, position), (2, 0))
+    return end if position == end else 4 * end
+
+
+def _c_data() -> type | tuple[()]:
+    """Return the class of all that ctypes holds outside of Python; it is never imported for this."""
+    array = getattr(sys.modules.get("_ctypes"), "Array", None)
+    return () if array is None else array.__mro__[1]
+
+
+def _packages_of(kind: type) -> set[str]:
+    """Return the packages of *kind* and its bases; past what a metaclass says of them."""
+    found = set()
+    for base in _MRO(kind):
+        try:
+            found.add(str(_MODULE(base)).partition(".")[0])
+        except AttributeError:  # it has none
+            continue
+    return found
+
+
+_MRO: Callable[[type], tuple[type, ...]] = type.__dict__["__mro__"].__get__
+_MODULE: Callable[[type], object] = type.__dict__["__module__"].__get__
+
+
 def _own_bytes(value: object) -> int:
     try:
         return sys.getsizeof(value)
@@ -263,12 +327,13 @@ def _names(holder: object, elements: Collection[Any]) -> Collection[Any]:
     if len(elements) > _SAMPLE:
         return elements
     alone = _ALONE + issubclass(type(holder), OrderedDict)  # it holds each key twice
-    return [each for each in elements if type(each) is not str or sys.getrefcount(each) <= alone]
+    return [each for each in _snapshot(elements) if type(each) is not str or sys.getrefcount(each) <= alone]
 
 
 def _references_of_one_holder() -> int:
     """Return what getrefcount says of an element, in the loop of :func:`_names`, that only its container holds."""
-    return next(count for count in [sys.getrefcount(each) for each in {str(object())}])
+    holder = {str(object())}
+    return next(iter([sys.getrefcount(each) for each in _snapshot(holder)]))
 
 
 _ALONE = _references_of_one_holder()

@@ -140,3 +140,5 @@ class Claim:
         """End the turn; nothing if it was not taken."""
         if self._reference is not None:
             self._turn._free(self._reference)
+            # Or the claim's end would call that again, where what a signal handler raises is lost.
+            self._reference = None

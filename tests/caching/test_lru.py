@@ -24,10 +24,11 @@ from memguard import (
     format_bytes,
     release_memory,
 )
-from memguard.caching import _lru as lru
+from memguard.caching import _pressure as pressure
 from memguard.relief import Relief, shrinkables
 from memguard.relief._shrinking import Shrinkables
 from memguard.testing import FakeClock, ScriptedSampler
+from memguard.turns import Claim
 from memguard.values import set_default_gate
 
 MIB = 1024**2
@@ -37,6 +38,13 @@ LONG = 60.0
 class Thing:
     def __init__(self, size=1):
         self.size = size
+
+
+def assert_sums_are_right(cache):
+    inside = cache._entries
+    there = inside.there()
+    assert (inside.count, inside.total_bytes) == (len(there), sum(entry.size for entry in there))
+    assert inside.data.keys() == {entry.key for entry in there}
 
 
 def kinds():
@@ -880,11 +888,15 @@ def test_who_stores_while_another_relieves_waits_for_it(tight):
     cache = LRUCache(max_bytes=100 * MIB, sizeof=lambda value: 2 * MIB)
     done = threading.Event()
 
-    with lru._relieving:
+    claim = Claim(pressure.relieving)
+    assert claim.take()
+    try:
         other = threading.Thread(target=lambda: (cache.__setitem__("a", 1), done.set()))
         other.start()
         waited = not done.wait(0.05)
-    other.join()
+    finally:
+        claim.give_back()
+    other.join(LONG)
 
     assert waited
     assert done.is_set()
@@ -946,12 +958,7 @@ def test_many_threads_leave_it_consistent(options):
 
     assert failed == []
     assert len(cache) <= 3
-    inside = cache._entries
-    if inside.sizes is not None:
-        assert inside.sizes.keys() == inside.data.keys()
-        assert cache.total_bytes == sum(inside.sizes.values())
-    if inside.expires is not None:
-        assert inside.expires.keys() == inside.data.keys()
+    assert_sums_are_right(cache)
 
 
 @pytest.mark.parametrize(
@@ -1024,64 +1031,6 @@ def test_keys_whose_hash_is_written_in_python_do_no_harm(options):
     assert len(list(cache)) == len(cache)
 
 
-@pytest.mark.parametrize("options", kinds()[:5])
-def test_from_the_first_such_key_on_everybody_takes_the_lock(options):
-    cache = LRUCache(**options)
-    for key in ("text", 5, b"bytes", None, (1, "two"), object()):
-        cache[key] = 1
-    assert type(cache) is not LRUCache
-
-    cache.set(SlowKey(1), 1)
-    cache[SlowKey(2)] = 2
-
-    assert type(cache) is LRUCache
-    assert [cache[SlowKey(2)], cache.get(SlowKey(1))] == [2, 1]
-    cache.set("aged", 3, ttl=1000)
-    assert type(cache) is LRUCache
-
-
-def test_with_keys_whose_hash_is_written_in_python_writers_wait_for_each_other():
-    cache = LRUCache(10)
-    cache["plain"] = 1
-    cache[SlowKey(1)] = 1
-    done = threading.Event()
-
-    with cache._lock:
-        other = threading.Thread(target=lambda: (cache.__setitem__("plain", 2), done.set()))
-        other.start()
-        waited = not done.wait(0.05)
-    other.join(LONG)
-
-    assert waited
-    assert cache["plain"] == 2
-
-
-def test_one_writer_waits_for_another():
-    inside, leave = threading.Event(), threading.Event()
-    cache = LRUCache(max_bytes=100, sizeof=lambda value: 1)
-
-    def hold():
-        with cache._lock:
-            inside.set()
-            leave.wait(LONG)
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    assert inside.wait(LONG)
-    writers = [
-        threading.Thread(target=cache.__setitem__, args=("a", 1)),
-        threading.Thread(target=cache.set, args=("b", 2)),
-    ]
-    for writer in writers:
-        writer.start()
-    assert "a" not in cache
-    leave.set()
-    for thread in [holder, *writers]:
-        thread.join(LONG)
-
-    assert sorted(cache) == ["a", "b"]
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_a_forked_child_does_not_wait_for_a_thread_that_it_does_not_have():
@@ -1089,7 +1038,7 @@ def test_a_forked_child_does_not_wait_for_a_thread_that_it_does_not_have():
     inside, leave = threading.Event(), threading.Event()
 
     def hold():
-        with cache._lock:
+        with cache._entries._lock:
             inside.set()
             leave.wait(LONG)
 
@@ -1187,10 +1136,8 @@ class Machine(RuleBasedStateMachine):
     def same(self):
         self.expire()
         assert list(self.cache.items()) == [(key, value) for key, (value, _) in self.model.items()]
-        assert self.cache.total_bytes == sum(self.cache._entries.sizes.values()) <= self.bound
-        assert (
-            self.cache._entries.expires.keys() == self.cache._entries.data.keys() >= self.cache._entries._lives.keys()
-        )
+        assert self.cache.total_bytes <= self.bound
+        assert_sums_are_right(self.cache)
 
 
 Machine.TestCase.settings = hypothesis_settings(max_examples=40, stateful_step_count=30, deadline=None)

@@ -129,7 +129,7 @@ def test_80_clients_at_once_get_their_images_from_a_threaded_service(sizes, cost
     compare(f"{sizes} images, {cost} cost", IMAGES, pictures)
 
 
-@pytest.mark.parametrize("pool", ["threads"])
+@pytest.mark.parametrize("pool", ["threads", "processes"])
 def test_chunks_in_a_pool_of_eight_are_all_done(pool, tmp_path):
     compare(f"chunks in {pool}", POOLS, tmp_path)
 

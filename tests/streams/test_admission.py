@@ -5,6 +5,7 @@ What a job does when it is refused, and when memory runs out in its function.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import gc
 import threading
 import weakref
@@ -564,3 +565,19 @@ def test_a_function_may_empty_the_list_that_it_gets(run, most):
 
     assert sorted(sum(report.results, [])) == list(range(50))
     assert (report.complete, report.items_done, report.next_index) == (True, 50, 50)
+
+
+def test_a_chunk_for_a_process_pool_books_the_copies_of_it_that_are_made(monkeypatch):
+
+    class Pool(ThreadPoolExecutor):
+        """Stands for one of processes."""
+
+    purse = Purse()
+    with Pool(1) as pool:
+        process_in_chunks(range(10), len, chunk_size=10, max_bytes=1000, breaker=purse, executor=pool)
+        assert purse.most == 1000
+        monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", Pool)
+        process_in_chunks(range(10), len, chunk_size=10, max_bytes=1000, breaker=purse, executor=pool)
+        assert purse.most == 4000
+        asyncio.run(aprocess_in_chunks(range(10), len, chunk_size=10, max_bytes=1000, breaker=purse, executor=pool))
+    assert (purse.most, purse.out) == (4000, 0)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from memguard.caching._order import Policy
 from memguard.units import ByteSize, parse_bytes
 
 _T = TypeVar("_T")
@@ -51,6 +52,13 @@ def seconds_of(ttl: float | None) -> float | None:
     if math.isnan(ttl) or ttl <= 0:
         raise ValueError(f"ttl is a number of seconds above 0, got {ttl!r}")
     return float(ttl)
+
+
+def policy_of(policy: Policy) -> Policy:
+    """Return a checked policy."""
+    if policy not in ("lru", "sieve"):
+        raise ValueError(f"policy is 'lru' or 'sieve', got {policy!r}")
+    return policy
 
 
 def told(value: _T | None, none: _T) -> _T | None:

@@ -1,20 +1,24 @@
 """
 One computation at a time for each key, however many callers: the others wait for its result.
 
-Rule 1: an error is raised to all who waited for it, and forgotten. Who is cancelled or interrupted while computing
-    fails alone: one of the others computes.
+Rule 1: an error is raised to all who waited for it, to each as one of its own, and forgotten. Who is cancelled or
+    interrupted while computing fails alone: one of the others computes.
 Rule 2: who would wait for a computation that waits for it, straight or around corners, gets an error instead.
 """
 
 from __future__ import annotations
 
+import copy
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Hashable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from memguard.caching._views import MISSING
+from memguard.caching._waits import waiting_for
 from memguard.errors import CacheDeadlockError
+from memguard.forking import forget_in_child
+from memguard.turns import Bell
 
 if TYPE_CHECKING:
     import asyncio
@@ -36,14 +40,13 @@ class _Flight(Generic[_O]):
 
 
 class _ThreadFlight(_Flight[int]):
-    """Waited for by threads: the lock is free once it has landed."""
+    """Waited for by threads."""
 
-    __slots__ = ("flying",)
+    __slots__ = ("landed",)
 
     def __init__(self) -> None:
         super().__init__(threading.get_ident())
-        self.flying = threading.Lock()
-        self.flying.acquire()
+        self.landed = Bell()
 
 
 class _TaskFlight(_Flight["asyncio.Task[Any] | None"]):
@@ -85,11 +88,28 @@ def _land(flight: _Flight[Any], shelf: Shelf, key: Any, value: Any) -> None:
         shelf.drop(key)
 
 
-def _check(name: str, flight: _Flight[_O], me: _O, waiting: dict[_O, _Flight[_O]]) -> None:
-    """Raise if *flight* waits for *me*."""
-    seen = flight
+def _copied(error: Exception) -> Exception:
+    """
+    Return an error like *error*, without its traceback.
+
+    One object raised in many callers would gather the frames of all, and keep their locals.
+    """
+    try:
+        fresh = copy.copy(error)
+    except Exception:  # it is made from other arguments than it keeps
+        fresh = error.__class__.__new__(error.__class__, *error.args)
+        fresh.__dict__.update(error.__dict__)
+    if type(fresh) is not type(error):
+        return error
+    fresh.__cause__, fresh.__suppress_context__ = error.__cause__, error.__suppress_context__
+    return fresh.with_traceback(None)
+
+
+def _check_threads(name: str, flight: _Flight[int], me: int) -> None:
+    """Raise if *flight* waits for the thread *me*."""
+    seen: _Flight[int] = flight
     while seen.owner != me:
-        following = waiting.get(seen.owner)
+        following = _waiting_threads.get(seen.owner)
         if following is None or following is flight:
             return
         seen = following
@@ -97,7 +117,13 @@ def _check(name: str, flight: _Flight[_O], me: _O, waiting: dict[_O, _Flight[_O]
 
 
 _waiting_threads: dict[int, _Flight[int]] = {}
-_waiting_tasks: dict[Any, _Flight[Any]] = {}
+_computing: dict[Any, list[_TaskFlight]] = {}
+"""What each task computes."""
+
+
+def _followers(task: Any) -> list[asyncio.Future[None]]:
+    """Return the futures of those who wait for what *task* computes."""
+    return [follower for flight in _computing.get(task, ()) for follower in flight.followers]
 
 
 class ThreadFlights:
@@ -107,6 +133,7 @@ class ThreadFlights:
         self._name = name
         self._shelf = shelf
         self._flying: dict[Any, _ThreadFlight] = {}
+        forget_in_child(self)
 
     def compute(self, key: Any, call: Callable[[], Any]) -> Any:
         """
@@ -124,7 +151,7 @@ class ThreadFlights:
                     return self._fly(key, mine, call)
             self._wait(flight)
             if flight.error is not None:
-                raise flight.error
+                raise _copied(flight.error)
             if flight.value is not MISSING:
                 return flight.value
 
@@ -138,21 +165,20 @@ class ThreadFlights:
             mine.value = value
             return value
         except Exception as error:
-            mine.error = error
+            mine.error = _copied(error)
             raise
         finally:
             if self._flying.get(key) is mine:
                 del self._flying[key]
-            mine.flying.release()
+            mine.landed.ring()
 
     def _wait(self, flight: _ThreadFlight) -> None:
         me = threading.get_ident()
         before = _waiting_threads.get(me)  # a finalizer may wait inside of a wait
         _waiting_threads[me] = flight
         try:
-            _check(self._name, flight, me, _waiting_threads)
-            with flight.flying:
-                pass
+            _check_threads(self._name, flight, me)
+            flight.landed.wait()
         finally:
             if before is None:
                 _waiting_threads.pop(me, None)
@@ -170,8 +196,7 @@ class ThreadFlights:
         for key in list(self._flying):
             self.forget(key)
 
-    def forget_threads(self) -> None:
-        """Begin anew in a forked child: whoever computes is not there."""
+    def _forget_threads(self) -> None:
         self._flying = {}
         _waiting_threads.clear()
 
@@ -201,7 +226,7 @@ class TaskFlights:
                 return await self._fly(key, flying, _TaskFlight(asyncio.current_task()), call)
             await self._wait(flight, asyncio.current_task(), loop.create_future())
             if flight.error is not None:
-                raise flight.error
+                raise _copied(flight.error)
             if flight.value is not MISSING:
                 return flight.value
 
@@ -209,6 +234,8 @@ class TaskFlights:
         self, key: Any, flying: dict[Any, _TaskFlight], mine: _TaskFlight, call: Callable[[], Awaitable[Any]]
     ) -> Any:
         flying[key] = mine
+        computing = _computing.setdefault(mine.owner, [])
+        computing.append(mine)
         try:
             # It may have been kept between the miss and now: by whoever took over from one that was cancelled.
             value = self._shelf.find(key)
@@ -218,23 +245,25 @@ class TaskFlights:
             mine.value = value
             return value
         except Exception as error:
-            mine.error = error
+            mine.error = _copied(error)
             raise
         finally:
             if flying.get(key) is mine:
                 del flying[key]
+            computing.remove(mine)
+            if not computing:
+                _computing.pop(mine.owner, None)
             for follower in mine.followers:
                 if not follower.done():
                     follower.set_result(None)
 
     async def _wait(self, flight: _TaskFlight, me: Any, landed: asyncio.Future[None]) -> None:
-        _waiting_tasks[me] = flight
-        try:
-            _check(self._name, flight, me, _waiting_tasks)
-            flight.followers.append(landed)
-            await landed
-        finally:
-            _waiting_tasks.pop(me, None)
+        if flight.owner is me:
+            raise CacheDeadlockError(self._name, True)
+        if flight.owner in waiting_for(me, _followers):
+            raise CacheDeadlockError(self._name, False)
+        flight.followers.append(landed)
+        await landed
 
     def forget(self, key: Any) -> None:
         """Let the computation for *key* that is under way be of no use to later callers."""
@@ -248,6 +277,3 @@ class TaskFlights:
         for flying in list(self._loops.values()):
             for key in list(flying):
                 self.forget(key)
-
-    def forget_threads(self) -> None:
-        """Nothing: a forked child's loop is another."""

@@ -1,69 +1,69 @@
 """
-A cache bounded by entries and by bytes: the least recently used entry goes first.
+A cache bounded by entries and by bytes, as a mapping that is safe in threads.
 
-Rule 1: under the lock nothing of others runs but the keys' own hash and comparison. Values are weighed before it,
-    callbacks and destructors run after it.
-Rule 2: with a GIL, readers take no lock. Each of their steps is atomic, and an entry that goes meanwhile is a miss.
-    That ends with the first key whose hash or comparison may be Python: from then on everybody takes the lock.
-Rule 3: a writer who finds the lock taken yields before it blocks: threads that block on a lock under a GIL form a
-    convoy, which costs five times as much.
+Rule 1: nothing of the program's runs while a change is under way: values are weighed before, callbacks and destructors
+    run after. What an entry is, how it comes and how it goes is in ``_entry`` and ``_entries``.
+Rule 2: a read is a look into a dict and a mark. No key, whatever its hash and comparison do, can break that.
 """
 
 from __future__ import annotations
 
-import os
-import sysconfig
+import copy
 import threading
 import time
-import weakref
-from collections import OrderedDict, deque
 from collections.abc import Callable, ItemsView, Iterator, MutableMapping, ValuesView
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-from memguard.caching._bounds import UNBOUNDED, bytes_of, callable_of, entries_of, seconds_of, told, weight_of
-from memguard.caching._entries import Entries, Gone, pairs_of
+from memguard.caching._ages import Ages
+from memguard.caching._bounds import (
+    UNBOUNDED,
+    bytes_of,
+    callable_of,
+    entries_of,
+    policy_of,
+    seconds_of,
+    told,
+    weight_of,
+)
+from memguard.caching._entries import FREE_THREADED, Coming, Entries, Gone, LockedEntries
+from memguard.caching._entry import NEVER, Entry, TimedEntry
+from memguard.caching._keys import original
+from memguard.caching._order import Policy, order_of
+from memguard.caching._pressure import FIRST_BYTES, LOOK_BYTES, GivesWay
 from memguard.caching._statistics import CacheStatistics, EvictionReason
 from memguard.caching._views import MISSING, Items, Missing, Values
-from memguard.errors import MemoryCircuitBreakerError
-from memguard.logs import log
+from memguard.caching._weak import WeakValues
 from memguard.relief import shrinkables
+from memguard.signals import contained
 from memguard.sizing import deep_sizeof
-from memguard.units import ByteSize, parse_bytes
-from memguard.values import Gate, Level, gate_of
+from memguard.units import ByteSize
 
 K = TypeVar("K")
 V = TypeVar("V")
 OnEvict: TypeAlias = Callable[[Any, Any, EvictionReason], object]
 
-_FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 _ENTRY_BYTES = 272
 """What the cache itself takes for an entry: its place in the order, in the table and in that of the sizes."""
 _TIMED_ENTRY_BYTES = 112
 """And with a time to live."""
-_ATOMIC_KEYS = frozenset((str, int, bytes, float, bool, type(None), object))
-"""
-Their hash and comparison are C, as are those of tuples of them. Written in Python, these let another thread in between
-the steps of one operation of the OrderedDict, which then goes by a table that is gone: the process crashes.
-"""
 _CHUNK = 1000
-"""Entries that are dropped in one go: two milliseconds at most, in which others wait for the lock."""
-_YIELDS = 50
-_LOOK_BYTES = 1024 * 1024
-"""How much is stored before the cache asks how tight memory is."""
-_FIRST_BYTES = 64 * 1024
-_LEAST_BYTES = 1024
-"""What an entry counts there, in a cache that weighs none: at first, and at least."""
-_GLANCE = 5
-_GLANCE_OBJECTS = 200
-_TABLE_BYTES = 300
-"""What an entry may need at once when the tables grow; they are made anew at times even if no entries are added."""
-_SAMPLE = 20
-_LONGEST_WAIT_SECONDS = 0.5
-"""A callback of the one that relieves may be waited for in turn; so not for ever."""
-_relieving = threading.RLock()
+_EXPIRED_A_STORE = 100
+"""So many entries that are over go with one store at most."""
+_DEEPEST = 3
+"""A callback may store, and be called for what that drops; what it stores in the third call is not kept."""
 
 
-class LRUCache(MutableMapping[K, V]):
+class _Content(NamedTuple):
+    """An entry of a cache that is copied."""
+
+    key: Any
+    value: Any
+    size: int
+    life: float
+    left: float
+
+
+class LRUCache(GivesWay, MutableMapping[K, V]):
     """
     A cache that holds at most so many entries and so many bytes. Safe in threads.
 
@@ -84,6 +84,8 @@ class LRUCache(MutableMapping[K, V]):
         shrink_under_pressure: Whether to give way when memory is short.
         weak_values: Whether to hold values weakly: they go when nobody else holds them.
         timer: Seconds, monotonic.
+        policy: What goes first: ``"lru"``, the least recently used; or ``"sieve"``, what was not used since it was last
+            looked at, which finds more where some keys are asked for far more often than others.
 
     Raises:
         TypeError: An argument is of another kind.
@@ -92,30 +94,20 @@ class LRUCache(MutableMapping[K, V]):
 
     __slots__ = (
         "__weakref__",
-        "_acquire",
         "_data",
-        "_dead",
-        "_each_bytes",
-        "_entries",
-        "_hits",
-        "_hits_before",
-        "_lock",
-        "_look_bytes",
+        "_depths",
         "_max_entry_bytes",
-        "_misses",
         "_name",
         "_now",
         "_on_evict",
+        "_own_max_entry_bytes",
+        "_policy",
         "_rejected",
-        "_release",
-        "_shrinks",
         "_sizeof",
         "_sliding",
-        "_touch",
         "_ttl",
-        "_unlooked",
-        "_useful",
         "_weak",
+        "_weighed",
     )
 
     def __init__(
@@ -132,63 +124,71 @@ class LRUCache(MutableMapping[K, V]):
         shrink_under_pressure: bool = True,
         weak_values: bool = False,
         timer: Callable[[], float] = time.monotonic,
+        policy: Policy = "lru",
     ) -> None:
         if max_entries is None and max_bytes is None:
             raise ValueError("a cache without a bound is a leak: give max_entries, max_bytes or both")
         self._now = callable_of(timer, "timer") or time.monotonic
         self._ttl = seconds_of(ttl)
         nbytes = bytes_of(max_bytes, "max_bytes")
-        self._entries = Entries(entries_of(max_entries), nbytes, self._ttl, self._now)
-        self._data: OrderedDict[Any, Any] = self._entries.data
-        self._touch = self._entries.touch
-        self._max_entry_bytes = min(bytes_of(max_entry_bytes, "max_entry_bytes"), nbytes)
+        self._own_max_entry_bytes = bytes_of(max_entry_bytes, "max_entry_bytes")
+        self._max_entry_bytes = min(self._own_max_entry_bytes, nbytes)
         self._sizeof = callable_of(sizeof, "sizeof")
-        if sizeof is not None or max_entry_bytes is not None:
-            self._entries.sizes = {}
+        self._weighed = nbytes != UNBOUNDED or sizeof is not None or max_entry_bytes is not None
+        self._policy = policy_of(policy)
+        self._entries: Entries = (LockedEntries if FREE_THREADED else Entries)(
+            entries_of(max_entries),
+            nbytes,
+            order_of(self._policy),
+            None if ttl is None else Ages(self._ttl),
+            weighs=self._weighed,
+        )
+        self._data = self._entries.data
         self._name = name
         self._sliding = bool(update_age_on_get)
         self._on_evict = callable_of(on_evict, "on_evict")
+        self._depths: dict[int, int] = {}  # of callbacks, by thread
         self._shrinks = bool(shrink_under_pressure)
-        self._weak = bool(weak_values)
-        self._dead: deque[tuple[K, object]] = deque()  # of weakly held values
-        self._renew_lock()
-        self._look_bytes = _LOOK_BYTES
-        self._each_bytes = _FIRST_BYTES
+        self._weak = WeakValues() if weak_values else None
+        self._look_bytes = LOOK_BYTES
+        self._each_bytes = FIRST_BYTES
         self._useful = 0.0
-        self._hits = self._misses = self._rejected = self._hits_before = self._unlooked = 0
+        self._rejected = self._hits_before = self._unlooked = 0
         shrinkables.add(self)
-        if type(self) is LRUCache and not _FREE_THREADED and not weak_values:
+        if type(self) is LRUCache:
             self.__class__ = self._fitting()
-        self._entries.direct = isinstance(self, _Untimed)
 
     def _fitting(self) -> type[LRUCache[Any, Any]]:
         """Return the subclass that does what this cache is configured for, and no more."""
-        if self._entries.expires is not None:
-            return _Timed
-        if self._on_evict is not None:
-            return _Untimed
-        return _Counted if self._entries.sizes is None else _Weighed
+        from memguard.caching import _direct  # noqa: PLC0415 - it builds on this one
 
-    # ----- reading. The subclasses below do the same without the lock.
+        return _direct.fitting(
+            weak=self._weak is not None,
+            ages=self._entries.ages is not None,
+            calls_back=self._on_evict is not None,
+            odd=self._entries.odd,
+            weighs=self._weighed,
+        )
+
+    # ----- reading. The subclasses of ``_direct`` do the same with less.
 
     def get(self, key: K, default: Any = None, /) -> Any:
         """Return the value of *key*, used now; *default* where there is none."""
-        entries, expired = self._entries, False
-        with self._lock:
-            value = self._value(entries.data.get(key, MISSING))
-            if value is not MISSING and entries.expires is not None:
-                now = self._now()
-                expired = now >= entries.expires.setdefault(key, float("inf"))
-                if not expired and self._sliding:
-                    entries.grow_young(key, now)
-            if value is not MISSING and not expired:
-                entries.touch(key)
-                self._hits += 1
-                return value
-            self._misses += 1
-        if expired:
-            self._drop_expired([key])
-        return default
+        entries = self._entries
+        entry = entries.data.get(key)
+        if entry is not None and self._is_over(entry):
+            gone: Gone = []
+            entries.drop(entry, "expired", gone)
+            self._tell(gone)
+            entry = None
+        value = MISSING if entry is None else self._value(getattr(entry, "value", MISSING))
+        if entry is None or value is MISSING:
+            entries.misses += 1
+            return default
+        entries.ticks = entry.used = entries.ticks + 1
+        if self._sliding:
+            self._make_young(entry)
+        return value
 
     def __getitem__(self, key: K, /) -> V:
         """
@@ -205,15 +205,32 @@ class LRUCache(MutableMapping[K, V]):
 
     def _value(self, held: Any) -> Any:
         """Return what *held* stands for, or MISSING where a weakly held value is gone."""
-        if not self._weak or held is MISSING:
+        if self._weak is None or held is MISSING:
             return held
         value = held()
         return MISSING if value is None else value
 
+    def _time(self) -> float:
+        """Return the time, where ages count."""
+        return 0.0 if self._entries.ages is None else self._now()
+
+    def _is_over(self, entry: Entry) -> bool:
+        return self._entries.ages is not None and self._now() >= entry.expires
+
+    def _make_young(self, entry: Entry) -> None:
+        """Let *entry* live as long again as it was given."""
+        if isinstance(entry, TimedEntry) and entry.life != NEVER:
+            entry.expires = self._now() + entry.life
+
+    def _find(self, key: Any) -> Entry | None:
+        """Return the entry of *key*, unless it is gone or over."""
+        entry = self._entries.data.get(key)
+        return None if entry is None or self._is_over(entry) else entry
+
     def peek(self, key: K, default: Any = None) -> Any:
         """Return the value of *key* without using it; *default* where there is none."""
-        value = self._value(self._entries.data.get(key, MISSING))
-        return default if value is MISSING or self._entries.is_expired(key) else value
+        value = self._value(getattr(self._find(key), "value", MISSING))
+        return default if value is MISSING else value
 
     def __contains__(self, key: Any) -> bool:
         """Tell whether *key* would be found; neither age nor order change."""
@@ -221,15 +238,14 @@ class LRUCache(MutableMapping[K, V]):
 
     def __len__(self) -> int:
         """Return how many entries there are."""
-        self._sweep()
-        return len(self._entries.data)
+        self._tidy()
+        return self._entries.count
 
     def __iter__(self) -> Iterator[K]:
         """Return the keys as they are now, the least recently used first."""
-        self._sweep()
-        with self._lock:
-            keys: list[Any] = list(self._entries.data)
-        return (key for key in keys if not self._entries.is_expired(key))
+        self._tidy()
+        entries = self._entries.in_order()
+        return (original(entry.key) for entry in entries if not self._is_over(entry))
 
     def items(self) -> ItemsView[K, V]:
         """Return a view of the entries; to look at them is not to use them."""
@@ -255,65 +271,48 @@ class LRUCache(MutableMapping[K, V]):
         self._store(key, value, self._ttl if ttl is None else seconds_of(ttl))
 
     def _store(self, key: K, value: V, ttl: float | None) -> None:
-        held: Any = self._reference(key, value) if self._weak else value
-        entries = self._entries
-        size = 0 if entries.sizes is None else self._weigh(key, value)
-        if type(key) not in _ATOMIC_KEYS:
-            self._check_key(key)
-        if ttl is not None and entries.expires is None:
+        size = self._weigh(key, value) if self._weighed else 0
+        if ttl is not None and self._entries.ages is None:
             self._begin_expiring()
-        gone: Gone = []
-        if not self._acquire(False):
-            self._wait_for_turn()
-        try:
-            if self._dead:
-                self._bury(gone)
-            if size <= self._max_entry_bytes:
-                entries.put(key, held, size, ttl, gone)
-            else:
-                self._reject(key, gone)
-        finally:
-            self._release()
-        self._wrote(size, gone)
-        if entries.expires is not None and self._now() >= entries.sweep_at:
-            self.expire()
+        self._put(key, value, size, ttl)
 
-    def _check_key(self, key: Any) -> None:
-        """Have everybody take the lock from now on if the key's hash or comparison may be Python."""
-        if type(key) is tuple and all(type(part) in _ATOMIC_KEYS for part in key):
-            return
-        with self._lock:
-            self._entries.direct = False
-            if isinstance(self, (_Untimed, _Timed)):
-                self.__class__ = LRUCache  # type: ignore[assignment]
+    def _put(self, key: K, value: V, size: int, ttl: float | None = None) -> None:
+        held: Any = value if self._weak is None else self._weak.hold(key, value)
+        entries = self._entries
+        gone: Gone = []
+        now = self._time()
+        self._drop_over(now, _EXPIRED_A_STORE, gone)
+        if size <= self._max_entry_bytes and self._depth() < _DEEPEST:
+            entries.put(Coming(key, held, size, NEVER if ttl is None else ttl, now), gone)
+        else:
+            self._reject(key, gone)
+        if entries.odd:
+            self._stay_general()
+        self._wrote(size, gone)
+
+    def _stay_general(self) -> None:
+        """Store in the way that suits any key from now on."""
 
     def _wrote(self, size: int, gone: Gone) -> None:
-        """Do what follows a write, outside of the lock."""
+        """Do what follows a write."""
         if gone and self._on_evict is not None:
             self._tell(gone)
         self._unlooked += size or self._each_bytes
-        if self._unlooked >= _LOOK_BYTES or self._entries.total_bytes > self._look_bytes:
+        if self._unlooked >= LOOK_BYTES or self._entries.total_bytes > self._look_bytes:
             self._look()
-
-    def _wait_for_turn(self) -> None:
-        """Take the lock that another thread has, blocking only if it keeps it for long."""
-        for _ in range(_YIELDS):
-            time.sleep(0)
-            if self._acquire(False):
-                return
-        self._acquire()
 
     def _reject(self, key: K, gone: Gone) -> None:
         """Do not store what is too large; nor keep what it was to replace."""
         self._rejected += 1
-        if key in self._entries.data:
-            self._entries.remove(key, "size", gone)
+        entry = self._entries.data.get(key)
+        if entry is not None:
+            self._entries.drop(entry, "size", gone)
 
-    def _weigh(self, key: K, value: V) -> int:
+    def _weigh(self, key: Any, value: Any) -> int:
         if self._sizeof is not None:
             size = self._sizeof(value)
             return size if type(size) is int and size >= 0 else weight_of(size, value)
-        own = _ENTRY_BYTES if self._entries.expires is None else _ENTRY_BYTES + _TIMED_ENTRY_BYTES
+        own = _ENTRY_BYTES if self._entries.ages is None else _ENTRY_BYTES + _TIMED_ENTRY_BYTES
         return deep_sizeof(value) + deep_sizeof(key) + own
 
     def __delitem__(self, key: K, /) -> None:
@@ -333,12 +332,11 @@ class LRUCache(MutableMapping[K, V]):
             KeyError: There is none, and no *default*.
         """
         gone: Gone = []
-        with self._lock:
-            expired = self._entries.is_expired(key)
-            if key in self._entries.data:
-                self._entries.remove(key, "expired" if expired else "deleted", gone)
-                self._entries.expirations += expired
-        value = self._value(gone[0][1]) if gone and not expired else MISSING
+        entry = self._entries.data.get(key)
+        over = entry is not None and self._is_over(entry)
+        if entry is not None:
+            self._entries.drop(entry, "expired" if over else "deleted", gone)
+        value = self._value(gone[0][1]) if gone and not over else MISSING
         self._tell(gone)
         if value is not MISSING:
             return value
@@ -348,16 +346,21 @@ class LRUCache(MutableMapping[K, V]):
 
     def popitem(self) -> tuple[K, V]:
         """
-        Remove the least recently used entry and return it.
+        Remove the entry that would go next and return it: the least recently used one.
 
         Raises:
             KeyError: The cache is empty.
         """
-        for key in self:
-            value = self.pop(key, MISSING)
+        while True:
+            self._tidy()
+            gone: Gone = []
+            if not self._entries.pop_oldest(gone):
+                raise KeyError(f"{self!r} is empty")
+            key, held, _ = gone[0]
+            value = self._value(held)
+            self._tell(gone)
             if value is not MISSING:
                 return key, value
-        raise KeyError(f"{self!r} is empty")
 
     def setdefault(self, key: K, default: Any = None, /) -> Any:
         """Return the value of *key*, used now; store *default* first where there is none."""
@@ -370,70 +373,43 @@ class LRUCache(MutableMapping[K, V]):
     def clear(self) -> None:
         """Remove all entries. Counts of hits and misses stay."""
         gone: Gone = []
-        with self._lock:
-            self._entries.clear(gone)
-            self._dead.clear()
+        for entry in self._entries.there():
+            self._entries.drop(entry, "deleted", gone)
         self._tell(gone)
 
     # ----- age
 
     def expire(self) -> int:
         """Drop what has expired; return how many entries that were. Happens by itself now and then while writing."""
-        with self._lock:
-            keys = self._entries.expired()
-        return self._drop_expired(keys)
-
-    def _sweep(self) -> None:
-        """Drop what has expired or died, so that counts are true."""
-        if self._dead:
-            gone: Gone = []
-            with self._lock:
-                self._bury(gone)
-        if self._entries.may_have_expired():
-            self.expire()
-
-    def _drop_expired(self, keys: list[Any]) -> int:
-        """Drop those of *keys* that are over; another thread may have dropped them, or made them young."""
         count = 0
-        for start in range(0, len(keys), _CHUNK):
+        while True:
             gone: Gone = []
-            with self._lock:
-                for key in keys[start : start + _CHUNK]:
-                    if key in self._entries.data and self._entries.is_expired(key):
-                        self._entries.remove(key, "expired", gone)
-                self._entries.expirations += len(gone)
+            dropped = self._drop_over(self._time(), _CHUNK, gone)
             self._tell(gone)
-            count += len(gone)
-        return count
+            count += dropped
+            if dropped < _CHUNK:
+                return count
+
+    def _tidy(self) -> None:
+        """Drop what has expired or died, so that counts are true."""
+        if self._entries.midway:
+            self._entries.recount()
+        self.expire()
+
+    def _drop_over(self, now: float, most: int, gone: Gone) -> int:
+        """Drop what is over or dead; return how many were over."""
+        entries = self._entries
+        if self._weak is not None:
+            self._weak.bury(entries)
+        return entries.drop_over(now, most, gone)
 
     def _begin_expiring(self) -> None:
         """Keep ages from now on. Readers that are at it go by none, which was true when they began."""
-        with self._lock:
-            self._entries.begin_expiring()
-            self._entries.direct = False
-            if isinstance(self, _Untimed):
-                self.__class__ = self._fitting()  # type: ignore[assignment]
+        self._entries.begin_expiring(Ages(self._ttl))
+        self._respecialise()
 
-    # ----- weak values
-
-    def _reference(self, key: K, value: V) -> weakref.ref[Any]:
-        dead = self._dead
-
-        def died(reference: weakref.ref[Any]) -> None:
-            dead.append((key, reference))  # without the lock: it may come at any moment
-
-        try:
-            return weakref.ref(value, died)
-        except TypeError:
-            kind = type(value).__name__
-            raise TypeError(f"weak_values=True cannot hold a {kind}: it takes no weak reference") from None
-
-    def _bury(self, gone: Gone) -> None:
-        """Drop the entries whose values nobody held any more."""
-        while self._dead:
-            key, reference = self._dead.popleft()
-            if self._entries.data.get(key) is reference:
-                self._entries.remove(key, "deleted", gone)
+    def _respecialise(self) -> None:
+        """Be of the subclass that fits by now."""
 
     # ----- size
 
@@ -451,164 +427,120 @@ class LRUCache(MutableMapping[K, V]):
         nbytes = inside.max_bytes if isinstance(max_bytes, Missing) else bytes_of(max_bytes, "max_bytes")
         if entries == UNBOUNDED and nbytes == UNBOUNDED:
             raise ValueError("a cache without a bound is a leak: keep max_entries, max_bytes or both")
-        if nbytes != UNBOUNDED and inside.sizes is None:
+        if nbytes != UNBOUNDED and not self._weighed:
             self._begin_weighing()
-        with self._lock:
-            follows = self._max_entry_bytes == inside.max_bytes
-            self._max_entry_bytes = nbytes if follows else min(self._max_entry_bytes, nbytes)
-            inside.max_entries = inside.cap_entries = entries
-            inside.max_bytes = inside.cap_bytes = nbytes
+        self._max_entry_bytes = min(self._own_max_entry_bytes, nbytes)
+        inside.max_entries = inside.cap_entries = entries
+        inside.max_bytes = inside.cap_bytes = nbytes
         self._trim(nbytes, entries)
 
     def _begin_weighing(self) -> None:
-        with self._lock:
-            self._entries.sizes = {}
-            if isinstance(self, _Counted):
-                self.__class__ = self._fitting()  # type: ignore[assignment]
-            held = pairs_of(self._entries.data)
-        for key, each in held:
-            value = self._value(each)
-            size = 0 if value is MISSING else self._weigh(key, value)
-            with self._lock:
-                self._entries.weigh(key, each, size)
-
-    def shrink(self, *, to_bytes: ByteSize | None = None, fraction: float | None = None) -> int:
-        """
-        Drop the least recently used entries; return the bytes that they held.
-
-        Args:
-            to_bytes: Until so many are left.
-            fraction: Or this part of what is held, 0 to 1.
-
-        Raises:
-            TypeError: Neither was given, or both.
-            ValueError: It cannot be meant.
-        """
-        held = self.held_bytes()
-        if to_bytes is not None and fraction is None:
-            return self.give_back(held - parse_bytes(to_bytes))
-        if fraction is None or to_bytes is not None:
-            raise TypeError("shrink takes to_bytes or fraction")
-        if not 0 <= fraction <= 1:
-            raise ValueError(f"fraction is 0 to 1, got {fraction!r}")
-        return self.give_back(round(held * fraction))
-
-    def give_back(self, nbytes: int) -> int:
-        """Drop the least recently used entries that hold *nbytes* together; return how many bytes they held."""
-        inside, before = self._entries, self.held_bytes()
-        if nbytes <= 0 or not inside.data:
-            return 0
-        self.expire()
-        if inside.sizes is not None:
-            self._trim(max(0, before - nbytes), UNBOUNDED)
-            self._look_bytes = inside.total_bytes + _LOOK_BYTES
-            return before - inside.total_bytes
-        count = len(inside.data)
-        left = max(0, count - -(-count * nbytes // max(before, 1)))
-        self._trim(UNBOUNDED, left)
-        return before * (count - len(inside.data)) // max(count, 1)
-
-    def _trim(self, cap_bytes: int, cap_entries: int) -> None:
-        """Drop the oldest until no more is left than that, in pieces, so that nobody waits long for the lock."""
-        while True:
-            gone: Gone = []
-            with self._lock:
-                self._entries.trim(gone, cap_bytes, cap_entries, _CHUNK)
-            self._tell(gone)
-            if len(gone) < _CHUNK:
-                return
-
-    # ----- pressure
+        self._weighed = True
+        self._entries.begin_weighing()
+        self._respecialise()
+        for entry in self._entries.there():
+            value = self._value(getattr(entry, "value", MISSING))
+            size = 0 if value is MISSING else self._weigh(original(entry.key), value)
+            self._entries.weigh(entry, size)
 
     @property
-    def shrink_under_pressure(self) -> bool:
-        """Whether it gives way when memory is short."""
-        return self._shrinks
+    def _weighs(self) -> bool:
+        return self._weighed
 
-    def held_bytes(self) -> int:
-        """Return the bytes held: :attr:`total_bytes`, but without looking for what has expired."""
-        inside = self._entries
-        if inside.sizes is not None:
-            return inside.total_bytes
-        with self._lock:
-            count = len(inside.data)
-            sample = pairs_of(inside.data, _SAMPLE)
-        weighed = sum(self._weigh(key, self._value(held)) for key, held in sample)
-        return weighed * count // len(sample) if sample else 0
+    # ----- copies
 
-    def value_per_byte(self) -> float:
-        """Return the hits of late for each byte held: those since the last time this was asked, and half of before."""
-        self._useful = self._useful / 2 + self._hits - self._hits_before
-        self._hits_before = self._hits
-        return self._useful / max(1, self.held_bytes())
+    def _options(self) -> dict[str, Any]:
+        return {
+            "max_entries": self.max_entries,
+            "max_bytes": self.max_bytes,
+            "sizeof": self._sizeof,
+            "ttl": self._ttl,
+            "name": self._name,
+            "update_age_on_get": self._sliding,
+            "max_entry_bytes": told(self._own_max_entry_bytes, UNBOUNDED),
+            "on_evict": self._on_evict,
+            "shrink_under_pressure": self._shrinks,
+            "weak_values": self._weak is not None,
+            "timer": self._now,
+            "policy": self._policy,
+        }
 
-    def _look(self) -> None:
-        """
-        Ask how tight memory is, and hold no more than now while it is.
+    def _contents(self) -> list[_Content]:
+        """Return what it holds, the least recently used first, with the seconds that are left of each life."""
+        now = self._time()
+        pairs = [(entry, self._value(getattr(entry, "value", MISSING))) for entry in self._entries.in_order()]
+        return [
+            _Content(original(entry.key), value, entry.size, getattr(entry, "life", NEVER), entry.expires - now)
+            for entry, value in pairs
+            if value is not MISSING and entry.expires > now
+        ]
 
-        To ask is to let the breaker relieve, which shrinks the least useful cache first, this one or another.
-        """
-        self._unlooked = 0
-        self._look_bytes = self._entries.total_bytes + _LOOK_BYTES
-        if not self._shrinks:
-            return
-        gate = gate_of(None)
-        # While one relieves, the others wait: at 2 GiB a second they would be at the limit before it is done.
-        waited = _relieving.acquire(timeout=_LONGEST_WAIT_SECONDS)
-        try:
-            self._give_way(gate)
-        finally:
-            if waited:
-                _relieving.release()
+    def __copy__(self) -> LRUCache[K, V]:
+        """Return a cache with the same entries, which goes its own way from now on."""
+        return _restored(self._public, self._options(), self._contents(), getattr(self, "__dict__", {}))
 
-    def _give_way(self, gate: Gate) -> None:
-        inside = self._entries
-        if inside.sizes is None:
-            self._each_bytes = max(_LEAST_BYTES, self._glance(), self._each_bytes * 7 // 8)
-        try:
-            usage = gate.check()
-        except MemoryCircuitBreakerError as error:
-            usage = error.usage
-            self.shrink(fraction=0.25)
-        count = len(inside.data)
-        if usage is not None and count > usage.headroom_bytes // _TABLE_BYTES:
-            self._trim(UNBOUNDED, max(1, count // 2, usage.headroom_bytes // _TABLE_BYTES))
-        if gate.level is Level.NORMAL:
-            inside.cap_bytes, inside.cap_entries = inside.max_bytes, inside.max_entries
-            return
-        inside.cap_entries = min(inside.cap_entries, max(1, len(inside.data)))
-        if inside.sizes is not None:
-            inside.cap_bytes = min(inside.cap_bytes, max(1, inside.total_bytes))
+    def __deepcopy__(self, memo: dict[int, Any]) -> LRUCache[K, V]:
+        """Return a cache with copies of the entries, which goes its own way from now on."""
+        self._check_strong()
+        own = copy.deepcopy(getattr(self, "__dict__", {}), memo)
+        return _restored(self._public, self._options(), copy.deepcopy(self._contents(), memo), own)
 
-    def _glance(self) -> int:
-        """Return about how large the newest values are, of a cache that weighs none."""
-        newest = pairs_of(self._entries.data, _GLANCE, newest=True)
-        sizes = [deep_sizeof(self._value(held), max_objects=_GLANCE_OBJECTS) for _, held in newest]
-        return sum(sizes) // max(1, len(sizes))
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return what makes it again elsewhere, with what is left of each life."""
+        self._check_strong()
+        return _restored, (self._public, self._options(), self._contents(), getattr(self, "__dict__", {}))
+
+    def _restore(self, key: Any, value: Any, size: int, life: float, left: float) -> None:
+        """Hold what another cache held, as old as it is."""
+        if life != NEVER and self._entries.ages is None:
+            self._begin_expiring()
+        held = value if self._weak is None else self._weak.hold(key, value)
+        now = self._time() if life == NEVER else self._time() + left - life
+        self._entries.put(Coming(key, held, size, life, now), [])
+        if self._entries.odd:
+            self._stay_general()
+
+    def _check_strong(self) -> None:
+        if self._weak is not None:
+            raise TypeError(
+                "a cache with weak_values=True is not pickled or copied deeply: nobody would hold the copies"
+            )
+
+    @property
+    def _public(self) -> type[LRUCache[Any, Any]]:
+        return type(self)
 
     # ----- telling
 
+    def _depth(self) -> int:
+        """Return how many callbacks this thread is inside of."""
+        return self._depths.get(threading.get_ident(), 0) if self._depths else 0
+
     def _tell(self, gone: Gone) -> None:
-        """Tell the callback what went, outside of the lock."""
-        if self._on_evict is None:
+        """Tell the callback what went."""
+        if self._on_evict is None or not gone:
             return
-        for key, held, reason in gone:
-            value = self._value(held)
-            if value is MISSING:
-                continue
-            try:
-                self._on_evict(key, value, reason)
-            except Exception:
-                log.exception("%r: on_evict failed for %r", self, key)
+        thread, depth = threading.get_ident(), self._depth()
+        self._depths[thread] = depth + 1
+        try:
+            for key, held, reason in gone:
+                value = self._value(held)
+                if value is not MISSING:
+                    contained(self._on_evict, key, value, reason, what=f"{self!r}: on_evict")
+        finally:
+            if depth:
+                self._depths[thread] = depth
+            else:
+                self._depths.pop(thread, None)
 
     def statistics(self) -> CacheStatistics:
         """Return the counts since the cache was made."""
-        total = self.total_bytes
+        total, inside = self.total_bytes, self._entries
         return CacheStatistics(
-            hits=self._hits,
-            misses=self._misses,
-            evictions=self._entries.evictions,
-            expirations=self._entries.expirations,
+            hits=inside.hits,
+            misses=inside.misses,
+            evictions=inside.evictions,
+            expirations=inside.expirations,
             rejected=self._rejected,
             entries=len(self),
             total_bytes=total,
@@ -619,7 +551,7 @@ class LRUCache(MutableMapping[K, V]):
     @property
     def total_bytes(self) -> int:
         """Bytes held: the sum of ``sizeof`` where given, else keys, values and overhead; from a sample if unweighed."""
-        self._sweep()
+        self._tidy()
         return self.held_bytes()
 
     @property
@@ -638,9 +570,9 @@ class LRUCache(MutableMapping[K, V]):
         return self._name
 
     @property
-    def reads_directly(self) -> bool:
-        """Whether what it holds are the values themselves, and may be read without its lock."""
-        return self._entries.direct
+    def policy(self) -> Policy:
+        """What goes first: ``"lru"`` or ``"sieve"``."""
+        return self._policy
 
     # ----- as cachetools calls it
 
@@ -665,172 +597,17 @@ class LRUCache(MutableMapping[K, V]):
         bounds = [] if self.max_entries is None else [f"{self.max_entries} entries"]
         bounds += [] if self.max_bytes is None else [f"{self.max_bytes} bytes"]
         name = "" if self._name is None else f"{self._name!r}, "
-        return f"<LRUCache {name}{len(self._entries.data)} entries of {' or '.join(bounds)}>"
-
-    def _renew_lock(self) -> None:
-        """Begin with a lock of its own; in a forked child, too: a thread that does not exist there may hold it."""
-        self._lock = threading.RLock()
-        # Ready to be called: half of what `with` costs.
-        self._acquire, self._release = self._lock.acquire, self._lock.release
+        return f"<LRUCache {name}{self._entries.count} entries of {' or '.join(bounds)}>"
 
 
-class _Untimed(LRUCache[K, V]):
-    """Reads without lock and age."""
-
-    __slots__ = ()
-
-    def __contains__(self, key: Any) -> bool:
-        return key in self._data
-
-    def get(self, key: K, default: Any = None, /) -> Any:
-        data = self._data
-        if key in data:
-            try:
-                value = data[key]
-                touch = self._touch  # a method in a slot is called faster from a variable
-                touch(key)
-            except KeyError:  # it went meanwhile
-                self._misses += 1
-                return default
-            self._hits += 1
-            return value
-        self._misses += 1
-        return default
-
-    def __getitem__(self, key: K, /) -> V:
-        try:
-            value: V = self._data[key]
-            touch = self._touch
-            touch(key)
-        except KeyError:
-            self._misses += 1
-            raise
-        self._hits += 1
-        return value
-
-
-class _Counted(_Untimed[K, V]):
-    """Writes without lock, too, where nothing but entries counts: each step is atomic."""
-
-    __slots__ = ()
-
-    def __setitem__(self, key: K, value: V, /) -> None:
-        if type(key) not in _ATOMIC_KEYS:
-            self._store(key, value, None)
-            return
-        data, entries = self._data, self._entries
-        try:
-            if key in data:
-                data[key] = value
-                touch = self._touch
-                touch(key)
-            else:
-                data[key] = value
-                while len(data) > entries.cap_entries:
-                    data.popitem(last=False)
-                    entries.evictions += 1
-        except KeyError:
-            self._store(key, value, None)
-        self._unlooked += self._each_bytes
-        if self._unlooked >= _LOOK_BYTES:
-            self._look()
-
-
-class _Weighed(_Untimed[K, V]):
-    """The same as :meth:`LRUCache._store` and :meth:`Entries.put` do, in one piece, without ages and callback."""
-
-    __slots__ = ()
-
-    def __setitem__(self, key: K, value: V, /) -> None:
-        entries, data, sizeof = self._entries, self._data, self._sizeof
-        sizes: Any = entries.sizes
-        if sizeof is None:
-            size = self._weigh(key, value)
-        else:
-            size = sizeof(value)
-            if type(size) is not int or size < 0:
-                size = weight_of(size, value)
-        if size > self._max_entry_bytes or type(key) not in _ATOMIC_KEYS:
-            self._store(key, value, None)
-            return
-        look, before, oldest = False, None, None  # what goes lives until the lock is free
-        try:
-            # Inside: an interrupt right after it shall not keep the lock.
-            acquire = self._acquire
-            if not acquire(False):
-                self._wait_for_turn()
-            if key in data:
-                before = data[key]  # noqa: F841 - held
-                data[key] = value
-                touch = self._touch
-                touch(key)
-                total = entries.total_bytes + size - sizes.get(key, 0)
-            else:
-                data[key] = value
-                total = entries.total_bytes + size
-            sizes[key] = size
-            cap_bytes, cap_entries = entries.cap_bytes, entries.cap_entries
-            if total > cap_bytes or len(data) > cap_entries:
-                oldest = data.popitem(False)
-                total -= sizes.pop(oldest[0], 0)
-                entries.evictions += 1
-                while data and (total > cap_bytes or len(data) > cap_entries):
-                    oldest = data.popitem(False), oldest
-                    total -= sizes.pop(oldest[0][0], 0)
-                    entries.evictions += 1
-                # At its bound it grows no more; held below it, it still has to ask whether it may.
-                self._unlooked += size
-                look = self._unlooked >= _LOOK_BYTES
-            entries.total_bytes = total
-        finally:
-            try:
-                release = self._release
-                release()
-            except RuntimeError:  # interrupted before it was taken
-                pass
-        if look or total > self._look_bytes:
-            self._look()
-
-
-class _Timed(LRUCache[K, V]):
-    """Reads without lock."""
-
-    __slots__ = ()
-
-    def get(self, key: K, default: Any = None, /) -> Any:
-        data = self._data
-        if key in data:
-            try:
-                now = self._now()
-                if now < self._entries.expires[key]:  # type: ignore[index]
-                    value = data[key]
-                    touch = self._touch
-                    touch(key)
-                    self._hits += 1
-                    if self._sliding:
-                        self._entries.grow_young(key, now)
-                    return value
-            except KeyError:  # it went meanwhile, or came when there were no ages
-                return LRUCache.get(self, key, default)
-            self._drop_expired([key])
-        self._misses += 1
-        return default
-
-    def __getitem__(self, key: K, /) -> V:
-        value: Any = self.get(key, MISSING)
-        if value is MISSING:
-            raise KeyError(key)
-        found: V = value
-        return found
-
-
-def _after_fork() -> None:
-    global _relieving  # noqa: PLW0603 - another thread may have held it
-    _relieving = threading.RLock()
-    for each in shrinkables.alive():
-        if isinstance(each, LRUCache):
-            each._renew_lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+def _restored(
+    kind: type[LRUCache[Any, Any]], options: dict[str, Any], contents: list[_Content], own: dict[str, Any]
+) -> LRUCache[Any, Any]:
+    """Return a cache of *kind* with what another held; *own* is what a subclass added to it."""
+    cache = kind.__new__(kind)
+    LRUCache.__init__(cache, **options)
+    for each in contents:
+        cache._restore(*each)
+    if own:
+        cache.__dict__.update(own)
+    return cache

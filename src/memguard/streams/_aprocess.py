@@ -17,6 +17,7 @@ from memguard.streams._arguments import check_seconds
 from memguard.streams._held import Held
 from memguard.streams._job import Job, OnMemoryError, OnPressure, call, check_executor, raise_what_none_may_swallow
 from memguard.streams._pacer import yield_to_loop
+from memguard.streams._pool import copies_in
 from memguard.streams._report import ChunkReport
 from memguard.streams._source import AsyncSource
 from memguard.streams._turns import running_loop
@@ -82,6 +83,7 @@ async def aprocess_in_chunks(
         patience=patience,
         on_memory_error=on_memory_error,
     )
+    job.copies = copies_in(executor)
     block = None if max_block is None else check_seconds(max_block, "max_block")
     source = AsyncSource(items, job.shelf, block)
     del items

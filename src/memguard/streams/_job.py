@@ -47,6 +47,7 @@ class Job(Generic[R]):
         size: How large the next chunk shall be.
         shelf: Items that were taken and are not done.
         stopping: No further chunk shall be begun.
+        copies: How many times a chunk is in memory while it runs: what is reserved for it is as many times its bytes.
         gave_up: It ends because chunks were refused; the caller may go on with the source.
     """
 
@@ -83,6 +84,7 @@ class Job(Generic[R]):
         self._stop_when = stop_when
         self._shrunk = self._ran_out = False
         self.stopping = self.gave_up = False
+        self.copies = 1
 
     # ----- admission
 
@@ -104,11 +106,11 @@ class Job(Generic[R]):
             MemoryCircuitBreakerError: It is refused.
         """
         self.account.saw(self.gate.check())
-        return Held(self.gate.reserve(self._needed_bytes) if self.budget is not None else None)
+        return Held(self.gate.reserve(self._needed_bytes * self.copies) if self.budget is not None else None)
 
     def ask_for_room(self, seconds: float | None) -> Held:
         """Return what to hold, not entered yet; entering it waits up to *seconds*, for ever if None."""
-        hold: Hold = self.gate.reserve(self._needed_bytes, timeout=seconds)
+        hold: Hold = self.gate.reserve(self._needed_bytes * self.copies, timeout=seconds)
         return Held(hold)
 
     def refused(self, error: MemoryCircuitBreakerError, *, running: bool) -> Step:

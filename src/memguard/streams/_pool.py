@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextvars
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -31,9 +32,28 @@ def submit(executor: Executor, held: Held, fn: Callable[[list[T]], R], items: li
     return executor.submit(call, fn, items)
 
 
+def copies_in(executor: Executor | None) -> int:
+    """
+    Return how many times a chunk is in memory while *executor* runs it.
+
+    In another process of this machine, or another interpreter, four: its items here, what they are sent as, what
+    arrives there, and the items made of it. One worker with chunks of 32 MiB took 105 MiB.
+    """
+    return 4 if isinstance(executor, (_pools("process", "ProcessPoolExecutor"), _interpreter_pools())) else 1
+
+
+def _pools(module: str, name: str) -> Any:
+    """Return a kind of pool of :mod:`concurrent.futures`, if anybody has loaded it: else nobody has one."""
+    return vars(concurrent.futures).get(name) or getattr(sys.modules.get(f"concurrent.futures.{module}"), name, ())
+
+
+def _interpreter_pools() -> Any:
+    return _pools("interpreter", "InterpreterPoolExecutor")  # from 3.14
+
+
 def _runs_in_threads(executor: Executor) -> bool:
-    interpreters: Any = getattr(concurrent.futures, "InterpreterPoolExecutor", ())  # from 3.14; one of its kind, too
-    return isinstance(executor, ThreadPoolExecutor) and not isinstance(executor, interpreters)
+    # A pool of interpreters is a pool of threads, too.
+    return isinstance(executor, ThreadPoolExecutor) and not isinstance(executor, _interpreter_pools())
 
 
 class Pool(Generic[T, R]):

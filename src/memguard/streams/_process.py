@@ -12,7 +12,7 @@ from typing import TypeVar
 from memguard.streams._admission import admitted
 from memguard.streams._held import Held
 from memguard.streams._job import Job, OnMemoryError, OnPressure, call, check_executor, raise_what_none_may_swallow
-from memguard.streams._pool import Pool
+from memguard.streams._pool import Pool, copies_in
 from memguard.streams._report import ChunkReport
 from memguard.streams._source import Source
 from memguard.units import ByteSize
@@ -53,7 +53,7 @@ def process_in_chunks(
         fn: Does the work of one chunk. An error of it ends the job and reaches the caller.
         chunk_size: Items to a chunk: 10,000, or ``MEMGUARD_CHUNK_SIZE``.
         max_bytes: About the most bytes to a chunk; these are reserved while it runs, for each of those that run at
-            once.
+            once; four times these in a process pool, where it is in memory as itself and as what is sent.
         total: Items in all, for the progress; the length of *items* where it has one.
         on_progress: Called after each chunk and once at the end; one that raises is logged.
         on_result: Takes each result; the report then keeps none.
@@ -95,6 +95,7 @@ def process_in_chunks(
         patience=patience,
         on_memory_error=on_memory_error,
     )
+    job.copies = copies_in(executor)
     if on_pressure == "shrink" and _in_event_loop():
         job.patience = 0.0
     source = Source(items, job.shelf)
