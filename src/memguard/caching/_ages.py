@@ -92,7 +92,7 @@ class Ages:
             due = self._front[-1]
             entry = due[2]
             if entry.due == -due[0] and is_there(entry):
-                if entry.expires <= now:
+                if entry.expires <= entry.due:
                     return entry
                 self._file(entry)
             rest.append(due)

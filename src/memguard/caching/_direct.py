@@ -31,12 +31,18 @@ class Direct(LRUCache[K, V]):
         return LRUCache
 
     def __contains__(self, key: Any) -> bool:
+        if type(key) is not str and type(key) not in PLAIN_KEYS:
+            return LRUCache.__contains__(self, key)
         entry = self._data.get(key)
-        return entry is not None and hasattr(entry, "value")
+        return hasattr(entry, "value") or (self._entries.odd and LRUCache.__contains__(self, key))
 
     def get(self, key: K, default: Any = None, /) -> Any:
+        if type(key) is not str and type(key) not in PLAIN_KEYS:
+            return LRUCache.get(self, key, default)
         entry = self._data.get(key)
         if entry is None:
+            if self._entries.odd:
+                return LRUCache.get(self, key, default)
             self._entries.misses += 1
             return default
         try:
@@ -45,10 +51,11 @@ class Direct(LRUCache[K, V]):
             entries.ticks = entry.used = entries.ticks + 1
             return value
         except AttributeError:  # it went meanwhile
-            self._entries.misses += 1
-            return default
+            return LRUCache.get(self, key, default)
 
     def __getitem__(self, key: K, /) -> V:
+        if type(key) is not str and type(key) not in PLAIN_KEYS:
+            return LRUCache.__getitem__(self, key)
         entry = self._data.get(key)
         if entry is not None:
             try:
@@ -58,8 +65,7 @@ class Direct(LRUCache[K, V]):
                 return value
             except AttributeError:  # it went meanwhile
                 pass
-        self._entries.misses += 1
-        raise KeyError(key)
+        return LRUCache.__getitem__(self, key)
 
     def _stay_general(self) -> None:
         if type(self) is not Direct:
@@ -76,7 +82,7 @@ class Counted(Direct[K, V]):
 
     def __setitem__(self, key: K, value: V, /) -> None:
         entries, data = self._entries, self._data
-        if (type(key) is not str and type(key) not in PLAIN_KEYS) or entries.midway or entries.odd:
+        if (type(key) is not str and type(key) not in PLAIN_KEYS) or entries.midway:
             self._store(key, value, None)
             return
         entry = before = None  # what goes lives until the change is over
@@ -91,7 +97,7 @@ class Counted(Direct[K, V]):
             else:
                 new = Entry()
                 new.key = key
-                if key in data:
+                if key in data or entries.odd:
                     raise KeyError(key)
                 if entries.count < entries.cap_entries:
                     entries.midway = True
@@ -136,12 +142,7 @@ class Weighed(Direct[K, V]):
             size = sizeof(value)
             if type(size) is not int or size < 0:
                 size = weight_of(size, value)
-        if (
-            (type(key) is not str and type(key) not in PLAIN_KEYS)
-            or size > self._max_entry_bytes
-            or entries.midway
-            or entries.odd
-        ):
+        if (type(key) is not str and type(key) not in PLAIN_KEYS) or size > self._max_entry_bytes or entries.midway:
             self._put(key, value, size)
             return
         entry: Any = None
@@ -165,7 +166,7 @@ class Weighed(Direct[K, V]):
                 new = SizedEntry()
                 new.key = key
                 new.size = size
-                if key in data:
+                if key in data or entries.odd:
                     raise KeyError(key)
                 total = entries.total_bytes + size
                 if total <= entries.cap_bytes and entries.count < entries.cap_entries:
@@ -216,12 +217,14 @@ class Timed(LRUCache[K, V]):
 
     def get(self, key: K, default: Any = None, /) -> Any:
         entries = self._entries
+        if type(key) is not str and type(key) not in PLAIN_KEYS:
+            return LRUCache.get(self, key, default)
         entry = entries.data.get(key)
-        if entry is None:
+        if entry is None and not entries.odd:
             entries.misses += 1
             return default
         now = self._now()
-        if now >= entry.expires:
+        if entry is None or now >= entry.expires:
             return LRUCache.get(self, key, default)
         try:
             value = entry.value
