@@ -61,6 +61,14 @@ def test_a_coroutine_function_and_a_cache_of_another_kind_as_well(name):
     assert cached({})(space["g"])("x") == cached(max_bytes="1 MiB")(space["g"])("x") == "x"
 
 
+def test_names_in_another_order_are_another_call_to_a_function_that_takes_any():
+    @cached
+    def names(**kwargs):
+        return list(kwargs)
+
+    assert (names(a=1, b=2), names(b=2, a=1), names(a=1, b=2)) == (["a", "b"], ["b", "a"], ["a", "b"])
+
+
 # ----- self or not
 
 

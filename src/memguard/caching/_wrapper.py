@@ -137,8 +137,8 @@ def _with_key(memory: Memory, key: Callable[..., Any]) -> tuple[Callable[..., An
 
 
 def _in_order(kwargs: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """Return names and values by name: two calls that name them in another order are one."""
-    return tuple(sorted(kwargs.items(), key=lambda item: item[0]))
+    """Return names and values as they were given: a function may go by their order."""
+    return tuple(kwargs.items())
 
 
 class Shape(NamedTuple):
