@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from memguard.caching._bounds import weight_of
 from memguard.caching._entries import FREE_THREADED
-from memguard.caching._entry import Entry, SizedEntry
+from memguard.caching._entry import NEVER, Entry, SizedEntry, TimedEntry
 from memguard.caching._keys import PLAIN_KEYS
 from memguard.caching._lru import LRUCache
 from memguard.caching._order import SHIFT
@@ -54,16 +54,14 @@ class Direct(LRUCache[K, V]):
             return LRUCache.get(self, key, default)
 
     def __getitem__(self, key: K, /) -> V:
-        if type(key) is not str and type(key) not in PLAIN_KEYS:
-            return LRUCache.__getitem__(self, key)
-        entry = self._data.get(key)
-        if entry is not None:
+        if type(key) is str or type(key) in PLAIN_KEYS:
             try:
+                entry = self._data[key]
                 value: V = entry.value
                 entries = self._entries
                 entries.ticks = entry.used = entries.ticks + 1
                 return value
-            except AttributeError:  # it went meanwhile
+            except (AttributeError, KeyError):
                 pass
         return LRUCache.__getitem__(self, key)
 
@@ -235,6 +233,80 @@ class Timed(LRUCache[K, V]):
         if self._sliding:
             self._make_young(entry)
         return value
+
+    def __setitem__(self, key: K, value: V, /) -> None:
+        entries, ttl, ages = self._entries, self._ttl, self._entries.ages
+        if (
+            (type(key) is not str and type(key) not in PLAIN_KEYS)
+            or ttl is None
+            or ages is None
+            or self._weighed
+            or self._on_evict is not None
+            or entries.midway
+        ):
+            self._store(key, value, ttl)
+            return
+        now = self._now()
+        if ages.soonest <= now or not (self._renew(key, value, ttl, now) or self._insert(key, value, ttl, now)):
+            self._store(key, value, ttl)
+            return
+        self._unlooked += self._each_bytes
+        if self._unlooked >= LOOK_BYTES:
+            self._look()
+
+    def _renew(self, key: K, value: V, ttl: float, now: float) -> bool:
+        """Store in the place of what is there; False if that is not so simple."""
+        entries = self._entries
+        entry: Any = entries.data.get(key)
+        expires = now + ttl
+        if type(entry) is not TimedEntry or expires < entry.due or entry.expires <= now:
+            return False
+        try:
+            before = entry.value  # noqa: F841 - lives until the change is over
+            entry.life = ttl
+            entry.expires = expires
+            entry.value = value
+            entries.ticks = entry.used = entries.ticks + 1
+            entries.renewals += 1
+        except AttributeError:  # it is gone
+            return False
+        return True
+
+    def _insert(self, key: K, value: V, ttl: float, now: float) -> bool:
+        """Store what is not there, in the place of a victim if there has to be one; False if that is not so simple."""
+        entries, data, tick = self._entries, self._data, 0
+        new: Any = TimedEntry()
+        new.key, new.size, new.life, new.expires, new.due = key, 0, ttl, now + ttl, NEVER
+        try:
+            if key in data or entries.odd:
+                return False
+            if entries.count < entries.cap_entries:
+                entries.midway = True
+                entries.count += 1
+            else:  # one goes for one that comes
+                victims = entries.victims
+                entry = victims[-1]
+                before = entry.value  # noqa: F841 - lives until the change is over
+                if entry.used > 0 or entries.count > entries.cap_entries or entry.expires <= now:
+                    return False
+                entries.midway = True
+                del entry.value
+                del victims[-1]
+                del data[entry.key]
+                entries.evictions += 1
+            new.value = value
+            entries.ticks = tick = entries.ticks + 1
+            new.used = -tick
+            data[key] = new
+            entries.midway = False
+            entries.lists[tick >> SHIFT].append(new)
+        except (AttributeError, IndexError, KeyError):
+            if not tick:
+                return False
+            entries.order.add(new)  # stored, but for its tick there was no list yet
+        entries.watch(new)
+        entries.forget_lists()
+        return True
 
 
 def fitting(*, weak: bool, ages: bool, calls_back: bool, odd: bool, weighs: bool) -> type[LRUCache[Any, Any]]:

@@ -314,6 +314,10 @@ class Entries:
         if type(key) is OddKey:
             self._odd.discard(key.hashed, entry)
         self.order.dropped += 1
+        self.forget_lists()
+
+    def forget_lists(self) -> None:
+        """Take those that are gone out of the lists, now and then, part by part."""
         if self.order.dropped > self.count + _SLACK:
             self._sweep(self.order)
         if self.ages is not None:
@@ -398,9 +402,10 @@ class Entries:
     def watch(self, entry: Entry) -> None:
         """See to the end of *entry*, which is set anew."""
         ages = self.ages
-        if ages is not None and isinstance(entry, TimedEntry) and entry.expires < entry.due:
-            with self._lock:
-                ages.watch(entry)
+        if ages is None or not isinstance(entry, TimedEntry) or entry.expires >= entry.due or ages.file_ahead(entry):
+            return
+        with self._lock:
+            ages.watch(entry)
 
     def drop_over(self, now: float, most: int, gone: Gone) -> int:
         """Drop entries that are over by *now*, *most* at a time; return how many went."""
