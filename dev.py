@@ -47,6 +47,7 @@ ACCEPT = {
     "torture": [*LONG, "tests/long/test_torture.py"],
     "calls": [*LONG, "tests/long/test_every_call.py"],
     "plugin": [*LONG, "tests/long/test_pytest_plugin.py"],
+    "peers": [*LONG, "tests/long/test_peers.py"],
     "busy": ["tests/long/places.py", "busy"],
     "twins": ["tests/long/places.py", "twins"],
     "interpreters": ["tests/long/places.py", "interpreters"],

@@ -6,16 +6,20 @@ from __future__ import annotations
 
 import array
 import collections
+import ctypes
 import datetime as dt
 import decimal
 import gc
+import io
 import json
+import mmap
 import random
 import string
 import subprocess
 import sys
 import time
 import tracemalloc
+import types
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +28,8 @@ from typing import Any
 import pytest
 
 from memguard import deep_sizeof
+
+MIB = 1024**2
 
 CHANCE = random.Random(1)
 COPIES = 30
@@ -424,3 +430,79 @@ def test_attributes_of_a_list_of_one_s_own_kind_count():
     page.text = text(1000)
 
     assert 1000 < deep_sizeof(page) < 1600
+
+
+def outside():
+    """What holds memory that Python's own sizes do not show, and the bytes of each."""
+    text = io.StringIO()
+    text.write("x" * MIB)
+    mapped = mmap.mmap(-1, MIB)
+    made = types.SimpleNamespace(buffer=ctypes.create_string_buffer(MIB))
+    structure = type("Record", (ctypes.Structure,), {"_fields_": [("bytes", ctypes.c_char * MIB)]})
+    return {
+        "text that was added to": (text, MIB),
+        "text that is read": (io.StringIO("x" * MIB), 4 * MIB),
+        "mapped memory": (mapped, MIB),
+        "an array of C": ((ctypes.c_char * MIB)(), MIB),
+        "a structure of C": (structure(), MIB),
+        "a buffer of C in an object": (made, MIB),
+        "numbers of C": ((ctypes.c_double * (MIB // 8))(), MIB),
+    }
+
+
+@pytest.mark.parametrize("name", outside())
+def test_memory_outside_of_python_counts(name):
+    value, nbytes = outside()[name]
+
+    assert 0.95 * nbytes < deep_sizeof(value) < 1.1 * nbytes
+
+
+def test_to_size_a_text_does_not_move_in_it():
+    text = io.StringIO("abcdef")
+    text.seek(2)
+    deep_sizeof(text)
+
+    assert text.read() == "cdef"
+
+
+def test_a_kind_of_one_s_own_that_comes_from_a_library_s_counts_like_the_library_s():
+    base = type("Tensor", (), {"__module__": "torch", "nbytes": MIB})
+    mine = type("Mine", (type("Between", (base,), {"__module__": "between"}),), {"__module__": "mine"})
+
+    assert deep_sizeof(mine()) == deep_sizeof(base()) == MIB
+
+
+def test_a_class_that_says_nothing_of_its_module_has_a_size():
+    class Meta(type):
+        @property
+        def __module__(cls):
+            raise RuntimeError("no")
+
+    class Odd(metaclass=Meta):
+        pass
+
+    nameless = {}
+    exec("Nameless = type('Nameless', (), {})", {"__builtins__": {"type": type}}, nameless)
+
+    assert 0 < deep_sizeof(Odd()) < 1000
+    assert 0 < deep_sizeof(nameless["Nameless"]()) < 1000
+
+
+def test_a_container_that_changes_meanwhile_has_a_size():
+    class Changing(dict):
+        pass
+
+    live = Changing({number: str(number) for number in range(100)})
+
+    def change(phase, info):
+        live[len(live)] = "new"
+
+    gc.callbacks.append(change)
+    threshold = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        assert deep_sizeof(live) > 0
+        assert deep_sizeof({"inside": live}) > 0
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(change)

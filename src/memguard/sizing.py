@@ -20,6 +20,8 @@ from collections.abc import Callable, Collection, Iterable, KeysView, Sequence, 
 from itertools import islice
 from typing import Any, TypeAlias
 
+from memguard.newest import newest
+
 MAX_OBJECTS = 5000
 _ALLOCATION = 16
 """Allocators round up to this, Python's own and glibc's."""
@@ -183,12 +185,11 @@ def _spread(group: Collection[Any], sample: int, offset: int) -> list[Any]:
         found = _snapshot(group)
         return _spread(found, sample, offset) if len(found) >= sample else found
     both: Any = group if isinstance(group, (KeysView, ValuesView, deque)) else None
-    backwards = None if both is None else reversed(both)
-    reach, each = min(count, _REACH), sample if backwards is None else sample // 2
+    reach, each = min(count, _REACH), sample if both is None else sample // 2
     step = reach // sample - 1 | 1  # odd: of what takes turns, each shall have some
     chosen = _snapshot(group, step * each, step)
-    if backwards is not None:
-        chosen += _snapshot(backwards, step * each, step)
+    if both is not None:
+        chosen += _from_the_end(both, step * each, step)
     return chosen[::2] + chosen[1::2]
 
 
@@ -198,6 +199,16 @@ def _snapshot(group: Iterable[Any], stop: int | None = None, step: int = 1) -> l
         try:
             return list(islice(group, 0, stop, step))
         except RuntimeError:  # it changed meanwhile
+            continue
+    return []
+
+
+def _from_the_end(group: Any, stop: int, step: int) -> list[Any]:
+    """Return elements of *group*, likewise, the last first."""
+    for _ in range(_TRIES):
+        try:
+            return newest(group, stop, step)
+        except RuntimeError:
             continue
     return []
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from memguard.newest import newest
+
 _SAMPLE = 50_000
 _LONGEST = 20
 _OWNERS = 2
@@ -138,9 +140,9 @@ def _elements(container: Any) -> list[object]:
     """Return some elements: the newest of a dict or list, since what piles up is at its end."""
     try:
         if isinstance(container, dict):
-            return [part for pair in islice(reversed(container.items()), _LOOKED_INTO) for part in pair]
+            return [part for pair in newest(dict.items(container), _LOOKED_INTO) for part in pair]
         if isinstance(container, (list, tuple, deque)):
-            return list(islice(reversed(container), _LOOKED_INTO))
+            return newest(container, _LOOKED_INTO)
         return list(islice(iter(container), _LOOKED_INTO))
     except RuntimeError:
         return []  # another thread changes it just now

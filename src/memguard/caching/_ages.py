@@ -18,6 +18,7 @@ from memguard.caching._entry import NEVER, Entry, TimedEntry, is_there
 
 _LISTS_A_LIFE = 1024
 _LEAST_SECONDS = 0.001
+_FARTHEST = 1e300
 _Due: TypeAlias = tuple[float, int, TimedEntry]
 """The end with its sign turned, so that the first comes last; a number, so that no entries are compared; the entry."""
 
@@ -31,9 +32,10 @@ class Ages:
 
     Attributes:
         dropped: How many entries went since the lists were last swept.
+        soonest: When somebody has to look: at the first end, or before.
     """
 
-    __slots__ = ("_buckets", "_front", "_front_number", "_numbers", "_taken", "_width", "dropped")
+    __slots__ = ("_buckets", "_front", "_front_number", "_numbers", "_taken", "_width", "dropped", "soonest")
 
     def __init__(self, ttl: float | None) -> None:
         self._width = max((1.0 if ttl is None else ttl) / _LISTS_A_LIFE, _LEAST_SECONDS)
@@ -46,10 +48,21 @@ class Ages:
         self._buckets = Buckets()
         self._front: list[_Due] = []
         self._front_number = -1
+        self.soonest = NEVER
         self._taken: list[Entry] = []
         for entry in entries:
             if isinstance(entry, TimedEntry):
                 self._file(entry)
+
+    def file_ahead(self, entry: TimedEntry) -> bool:
+        """See to *entry*, from any thread, if its end is not among the next; return whether it was."""
+        due = entry.expires
+        place = due / self._width
+        if not self._front_number < place - 1 < _FARTHEST or due < self.soonest:
+            return False
+        self._buckets.add(int(place), entry)
+        entry.due = due
+        return True
 
     def watch(self, entry: TimedEntry) -> None:
         """See to *entry*, whose end is set anew."""
@@ -59,6 +72,7 @@ class Ages:
     def _file(self, entry: TimedEntry) -> None:
         due = entry.expires
         place = due / self._width
+        self.soonest = min(self.soonest, due)
         if math.isfinite(place):
             number = int(place)
             if number > self._front_number:
@@ -67,9 +81,7 @@ class Ages:
                 insort(self._front, (-due, next(self._numbers), entry))
         entry.due = due
 
-    @property
-    def soonest(self) -> float:
-        """When somebody has to look: at the first end, or before."""
+    def _first(self) -> float:
         if self._taken:
             return -NEVER
         if self._front:
@@ -85,19 +97,20 @@ class Ages:
             now: The time.
             rest: Takes what is to die outside of the lock.
         """
-        while self.soonest <= now:
+        while self._first() <= now:
             if self._taken or not self._front:
                 self._bring_to_front(rest)
                 continue
             due = self._front[-1]
             entry = due[2]
             if entry.due == -due[0] and is_there(entry):
-                if entry.expires <= now:
+                if entry.expires <= entry.due:
                     return entry
                 self._file(entry)
             rest.append(due)
             if self._front and self._front[-1] is due:
                 del self._front[-1]
+        self.soonest = self._first()
         return None
 
     def _bring_to_front(self, rest: list[object]) -> None:

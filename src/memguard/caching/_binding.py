@@ -11,6 +11,7 @@ Both are partials: to call one is a step in C, and :mod:`inspect` looks through 
 from __future__ import annotations
 
 import functools
+import inspect
 import weakref
 from collections.abc import Callable, MutableMapping
 from typing import Any
@@ -103,6 +104,11 @@ class BoundObject(functools.partial[Any]):
         """Forget the result for these arguments; tell whether there was one."""
         forgotten: bool = self.__func__.invalidate_for(self.args[0], *args, **kwargs)
         return forgotten
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        signature = inspect.signature(self.__func__)
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__func__, name)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from memguard.caching._bounds import weight_of
 from memguard.caching._entries import FREE_THREADED
-from memguard.caching._entry import Entry, SizedEntry
+from memguard.caching._entry import NEVER, Entry, SizedEntry, TimedEntry
 from memguard.caching._keys import PLAIN_KEYS
 from memguard.caching._lru import LRUCache
 from memguard.caching._order import SHIFT
@@ -31,12 +31,18 @@ class Direct(LRUCache[K, V]):
         return LRUCache
 
     def __contains__(self, key: Any) -> bool:
+        if type(key) is not str and type(key) not in PLAIN_KEYS:
+            return LRUCache.__contains__(self, key)
         entry = self._data.get(key)
-        return entry is not None and hasattr(entry, "value")
+        return hasattr(entry, "value") or (self._entries.odd and LRUCache.__contains__(self, key))
 
     def get(self, key: K, default: Any = None, /) -> Any:
+        if type(key) is not str and type(key) not in PLAIN_KEYS:
+            return LRUCache.get(self, key, default)
         entry = self._data.get(key)
         if entry is None:
+            if self._entries.odd:
+                return LRUCache.get(self, key, default)
             self._entries.misses += 1
             return default
         try:
@@ -45,21 +51,19 @@ class Direct(LRUCache[K, V]):
             entries.ticks = entry.used = entries.ticks + 1
             return value
         except AttributeError:  # it went meanwhile
-            self._entries.misses += 1
-            return default
+            return LRUCache.get(self, key, default)
 
     def __getitem__(self, key: K, /) -> V:
-        entry = self._data.get(key)
-        if entry is not None:
+        if type(key) is str or type(key) in PLAIN_KEYS:
             try:
+                entry = self._data[key]
                 value: V = entry.value
                 entries = self._entries
                 entries.ticks = entry.used = entries.ticks + 1
                 return value
-            except AttributeError:  # it went meanwhile
+            except (AttributeError, KeyError):
                 pass
-        self._entries.misses += 1
-        raise KeyError(key)
+        return LRUCache.__getitem__(self, key)
 
     def _stay_general(self) -> None:
         if type(self) is not Direct:
@@ -76,7 +80,7 @@ class Counted(Direct[K, V]):
 
     def __setitem__(self, key: K, value: V, /) -> None:
         entries, data = self._entries, self._data
-        if (type(key) is not str and type(key) not in PLAIN_KEYS) or entries.midway or entries.odd:
+        if (type(key) is not str and type(key) not in PLAIN_KEYS) or entries.midway:
             self._store(key, value, None)
             return
         entry = before = None  # what goes lives until the change is over
@@ -91,7 +95,7 @@ class Counted(Direct[K, V]):
             else:
                 new = Entry()
                 new.key = key
-                if key in data:
+                if key in data or entries.odd:
                     raise KeyError(key)
                 if entries.count < entries.cap_entries:
                     entries.midway = True
@@ -136,12 +140,7 @@ class Weighed(Direct[K, V]):
             size = sizeof(value)
             if type(size) is not int or size < 0:
                 size = weight_of(size, value)
-        if (
-            (type(key) is not str and type(key) not in PLAIN_KEYS)
-            or size > self._max_entry_bytes
-            or entries.midway
-            or entries.odd
-        ):
+        if (type(key) is not str and type(key) not in PLAIN_KEYS) or size > self._max_entry_bytes or entries.midway:
             self._put(key, value, size)
             return
         entry: Any = None
@@ -165,7 +164,7 @@ class Weighed(Direct[K, V]):
                 new = SizedEntry()
                 new.key = key
                 new.size = size
-                if key in data:
+                if key in data or entries.odd:
                     raise KeyError(key)
                 total = entries.total_bytes + size
                 if total <= entries.cap_bytes and entries.count < entries.cap_entries:
@@ -216,12 +215,14 @@ class Timed(LRUCache[K, V]):
 
     def get(self, key: K, default: Any = None, /) -> Any:
         entries = self._entries
+        if type(key) is not str and type(key) not in PLAIN_KEYS:
+            return LRUCache.get(self, key, default)
         entry = entries.data.get(key)
-        if entry is None:
+        if entry is None and not entries.odd:
             entries.misses += 1
             return default
         now = self._now()
-        if now >= entry.expires:
+        if entry is None or now >= entry.expires:
             return LRUCache.get(self, key, default)
         try:
             value = entry.value
@@ -232,6 +233,80 @@ class Timed(LRUCache[K, V]):
         if self._sliding:
             self._make_young(entry)
         return value
+
+    def __setitem__(self, key: K, value: V, /) -> None:
+        entries, ttl, ages = self._entries, self._ttl, self._entries.ages
+        if (
+            (type(key) is not str and type(key) not in PLAIN_KEYS)
+            or ttl is None
+            or ages is None
+            or self._weighed
+            or self._on_evict is not None
+            or entries.midway
+        ):
+            self._store(key, value, ttl)
+            return
+        now = self._now()
+        if ages.soonest <= now or not (self._renew(key, value, ttl, now) or self._insert(key, value, ttl, now)):
+            self._store(key, value, ttl)
+            return
+        self._unlooked += self._each_bytes
+        if self._unlooked >= LOOK_BYTES:
+            self._look()
+
+    def _renew(self, key: K, value: V, ttl: float, now: float) -> bool:
+        """Store in the place of what is there; False if that is not so simple."""
+        entries = self._entries
+        entry: Any = entries.data.get(key)
+        expires = now + ttl
+        if type(entry) is not TimedEntry or expires < entry.due or entry.expires <= now:
+            return False
+        try:
+            before = entry.value  # noqa: F841 - lives until the change is over
+            entry.life = ttl
+            entry.expires = expires
+            entry.value = value
+            entries.ticks = entry.used = entries.ticks + 1
+            entries.renewals += 1
+        except AttributeError:  # it is gone
+            return False
+        return True
+
+    def _insert(self, key: K, value: V, ttl: float, now: float) -> bool:
+        """Store what is not there, in the place of a victim if there has to be one; False if that is not so simple."""
+        entries, data, tick = self._entries, self._data, 0
+        new: Any = TimedEntry()
+        new.key, new.size, new.life, new.expires, new.due = key, 0, ttl, now + ttl, NEVER
+        try:
+            if key in data or entries.odd:
+                return False
+            if entries.count < entries.cap_entries:
+                entries.midway = True
+                entries.count += 1
+            else:  # one goes for one that comes
+                victims = entries.victims
+                entry = victims[-1]
+                before = entry.value  # noqa: F841 - lives until the change is over
+                if entry.used > 0 or entries.count > entries.cap_entries or entry.expires <= now:
+                    return False
+                entries.midway = True
+                del entry.value
+                del victims[-1]
+                del data[entry.key]
+                entries.evictions += 1
+            new.value = value
+            entries.ticks = tick = entries.ticks + 1
+            new.used = -tick
+            data[key] = new
+            entries.midway = False
+            entries.lists[tick >> SHIFT].append(new)
+        except (AttributeError, IndexError, KeyError):
+            if not tick:
+                return False
+            entries.order.add(new)  # stored, but for its tick there was no list yet
+        entries.watch(new)
+        entries.forget_lists()
+        return True
 
 
 def fitting(*, weak: bool, ages: bool, calls_back: bool, odd: bool, weighs: bool) -> type[LRUCache[Any, Any]]:

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple, TypeAlias, cast
 from memguard.caching._ages import Ages
 from memguard.caching._bounds import UNBOUNDED
 from memguard.caching._entry import NEVER, Entry, SizedEntry, TimedEntry, is_there
-from memguard.caching._keys import OddKey, original, stored
+from memguard.caching._keys import OddKey, Table, is_plain, of_hash, original, stored
 from memguard.caching._order import SHIFT, Order, last_use
 from memguard.caching._statistics import EvictionReason
 from memguard.forking import forget_in_child
-from memguard.signals import contained
+from memguard.newest import newest as look_at_newest
 
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
@@ -80,6 +80,7 @@ class Entries:
     __slots__ = (
         "__weakref__",
         "_lock",
+        "_odd",
         "ages",
         "cap_bytes",
         "cap_entries",
@@ -114,6 +115,7 @@ class Entries:
         self.misses = self.evictions = self.expirations = self.removals = 0
         self.midway = self.odd = False
         self._lock = threading.RLock()
+        self._odd: Table[Entry] = Table()
         forget_in_child(self)
 
     def _forget_threads(self) -> None:
@@ -131,7 +133,7 @@ class Entries:
         while True:
             held = self.data.values()
             try:
-                found = list(islice(reversed(held) if newest else held, count))
+                found = look_at_newest(held, count) if newest else list(islice(held, count))
             except RuntimeError:  # it changed meanwhile
                 continue
             return [entry for entry in found if is_there(entry)]
@@ -154,7 +156,7 @@ class Entries:
             self.recount()
         fits, done = True, False
         while not done:
-            entry = self.data.get(coming.key)
+            entry = self.find(coming.key)
             before = None if entry is None else self._use(entry)
             grown, extra = coming.size - (before or 0), before is None
             if self._exceeds(grown, extra):
@@ -225,10 +227,10 @@ class Entries:
     def _insert(self, coming: Coming, *, fits: bool) -> bool:
         """Hold what comes under a key that is not there; False if it is by now, or others took the room."""
         entry, data, held, size = self._made(coming), self.data, coming.held, coming.size
-        key, odd = entry.key, type(entry.key) is OddKey
-        if odd and not self._reserve(entry):
-            return False
-        if not odd and key in data:
+        key = entry.key
+        if type(key) is OddKey:
+            self.odd = True
+        elif key in data:
             try:
                 data[key].value  # noqa: B018 - it raises if that entry is gone
                 return False
@@ -242,33 +244,48 @@ class Entries:
         entry.used = -tick
         self.count += 1
         self.total_bytes += size
-        if not odd:
-            data[key] = entry
+        data[key] = entry
         self.midway = False
         try:
             self.lists[tick >> SHIFT].append(entry)
         except KeyError:
             self.order.add(entry)
         self.watch(entry)
-        return not odd or self._is_mapped(entry)
+        return not self.odd or self._is_first(entry)
 
-    def _is_mapped(self, entry: Entry) -> bool:
-        """Tell whether *entry* is in the table; drop it if another thread was first."""
-        if self.data.get(entry.key) is entry:
+    def _is_first(self, entry: Entry) -> bool:
+        """Have *entry* found by its key, too, if that is odd; tell whether it is, and drop it if another was first."""
+        key = entry.key
+        if type(key) is OddKey:
+            self._odd.add(key.key, key.hashed, entry)
+        first = self.find(original(key))
+        if first is entry or first is None:
             return True
         self.drop(entry, "replaced", [])
         return False
 
-    def _reserve(self, entry: Entry) -> bool:
-        """Put *entry*, which is not there yet, into the table; False if another is there."""
-        self.odd = True
-        found = self.data.setdefault(entry.key, entry)
-        if found is not entry:
-            if is_there(found):
-                return False
-            entry.key = found.key  # the table keeps the key that it has
-            self.data[entry.key] = entry
-        return True
+    # ----- look-ups
+
+    def find(self, key: Any) -> Entry | None:
+        """
+        Return the entry of *key*, which may be gone.
+
+        Raises:
+            TypeError: *key* has no hash.
+        """
+        if is_plain(key):
+            entry = self.data.get(key)
+            if not self.odd or (entry is not None and is_there(entry)):
+                return entry
+        hashed, data = hash(key), self.data
+        for other in of_hash(data, hashed):
+            if type(other) is not OddKey and (other is key or other == key):
+                entry = data.get(other)
+                if entry is not None and is_there(entry):
+                    return entry
+        return next((entry for entry in self._odd.matching(key, hashed) if is_there(entry)), None)
+
+    # ----- going
 
     def drop(self, entry: Entry, reason: EvictionReason, gone: Gone) -> bool:
         """Drop *entry*; False if it was gone."""
@@ -293,8 +310,15 @@ class Entries:
 
     def _unmap(self, entry: Entry) -> None:
         """Take *entry*, which is gone, out of the table and, now and then, out of the lists."""
-        self._forget(entry.key, entry)
+        key = entry.key
+        self._forget(key, entry)
+        if type(key) is OddKey:
+            self._odd.discard(key.hashed, entry)
         self.order.dropped += 1
+        self.forget_lists()
+
+    def forget_lists(self) -> None:
+        """Take those that are gone out of the lists, now and then, part by part."""
         if self.order.dropped > self.count + _SLACK:
             self._sweep(self.order)
         if self.ages is not None:
@@ -379,9 +403,10 @@ class Entries:
     def watch(self, entry: Entry) -> None:
         """See to the end of *entry*, which is set anew."""
         ages = self.ages
-        if ages is not None and isinstance(entry, TimedEntry) and entry.expires < entry.due:
-            with self._lock:
-                ages.watch(entry)
+        if ages is None or not isinstance(entry, TimedEntry) or entry.expires >= entry.due or ages.file_ahead(entry):
+            return
+        with self._lock:
+            ages.watch(entry)
 
     def drop_over(self, now: float, most: int, gone: Gone) -> int:
         """Drop entries that are over by *now*, *most* at a time; return how many went."""
@@ -452,12 +477,6 @@ class Entries:
                 continue
 
     def _forget(self, key: Any, entry: Entry) -> None:
-        if type(key) is OddKey:  # whose comparison may fail; the entry is gone all the same
-            contained(self._take_out, key, entry, what="a cache's key: comparison")
-        else:
-            self._take_out(key, entry)
-
-    def _take_out(self, key: Any, entry: Entry) -> None:
         try:
             if self.data[key] is entry:
                 del self.data[key]

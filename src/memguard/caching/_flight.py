@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Hashable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from memguard.caching._keys import Table
 from memguard.caching._views import MISSING
 from memguard.caching._waits import waiting_for
 from memguard.errors import CacheDeadlockError
@@ -24,15 +25,17 @@ if TYPE_CHECKING:
     import asyncio
 
 _O = TypeVar("_O", bound=Hashable)
+_F = TypeVar("_F", bound="_Flight[Any]")
 
 
 class _Flight(Generic[_O]):
-    """One computation: whose, and what came of it."""
+    """One computation: whose, for a key of which hash, and what came of it."""
 
-    __slots__ = ("error", "owner", "stale", "value")
+    __slots__ = ("error", "hashed", "owner", "stale", "value")
 
-    def __init__(self, owner: _O) -> None:
+    def __init__(self, owner: _O, hashed: int) -> None:
         self.owner = owner
+        self.hashed = hashed
         self.value: Any = MISSING
         self.error: Exception | None = None
         self.stale = False
@@ -44,8 +47,8 @@ class _ThreadFlight(_Flight[int]):
 
     __slots__ = ("landed",)
 
-    def __init__(self) -> None:
-        super().__init__(threading.get_ident())
+    def __init__(self, hashed: int) -> None:
+        super().__init__(threading.get_ident(), hashed)
         self.landed = Bell()
 
 
@@ -54,8 +57,8 @@ class _TaskFlight(_Flight["asyncio.Task[Any] | None"]):
 
     __slots__ = ("followers",)
 
-    def __init__(self, owner: asyncio.Task[Any] | None) -> None:
-        super().__init__(owner)
+    def __init__(self, owner: asyncio.Task[Any] | None, hashed: int) -> None:
+        super().__init__(owner, hashed)
         self.followers: list[asyncio.Future[None]] = []
 
 
@@ -116,6 +119,13 @@ def _check_threads(name: str, flight: _Flight[int], me: int) -> None:
     raise CacheDeadlockError(name, seen is flight)
 
 
+def _forget(flying: Table[_F], flight: _F | None) -> None:
+    """Let *flight* be of no use to later callers."""
+    if flight is not None:
+        flight.stale = True
+        flying.discard(flight.hashed, flight)
+
+
 _waiting_threads: dict[int, _Flight[int]] = {}
 _computing: dict[Any, list[_TaskFlight]] = {}
 """What each task computes."""
@@ -132,7 +142,7 @@ class ThreadFlights:
     def __init__(self, name: str, shelf: Shelf) -> None:
         self._name = name
         self._shelf = shelf
-        self._flying: dict[Any, _ThreadFlight] = {}
+        self._flying: Table[_ThreadFlight] = Table()
         forget_in_child(self)
 
     def compute(self, key: Any, call: Callable[[], Any]) -> Any:
@@ -145,7 +155,7 @@ class ThreadFlights:
         while True:
             flight = self._flying.get(key)
             if flight is None:
-                mine = _ThreadFlight()
+                mine = _ThreadFlight(hash(key))
                 flight = self._flying.setdefault(key, mine)
                 if flight is mine:
                     return self._fly(key, mine, call)
@@ -168,8 +178,7 @@ class ThreadFlights:
             mine.error = _copied(error)
             raise
         finally:
-            if self._flying.get(key) is mine:
-                del self._flying[key]
+            self._flying.discard(mine.hashed, mine)
             mine.landed.ring()
 
     def _wait(self, flight: _ThreadFlight) -> None:
@@ -187,17 +196,15 @@ class ThreadFlights:
 
     def forget(self, key: Any) -> None:
         """Let the computation for *key* that is under way be of no use to later callers."""
-        flight = self._flying.pop(key, None)
-        if flight is not None:
-            flight.stale = True
+        _forget(self._flying, self._flying.get(key))
 
     def forget_all(self) -> None:
         """The same for all keys."""
-        for key in list(self._flying):
-            self.forget(key)
+        for flight in self._flying.values():
+            _forget(self._flying, flight)
 
     def _forget_threads(self) -> None:
-        self._flying = {}
+        self._flying = Table()
         _waiting_threads.clear()
 
 
@@ -207,7 +214,7 @@ class TaskFlights:
     def __init__(self, name: str, shelf: Shelf) -> None:
         self._name = name
         self._shelf = shelf
-        self._loops: weakref.WeakKeyDictionary[Any, dict[Any, _TaskFlight]] = weakref.WeakKeyDictionary()
+        self._loops: weakref.WeakKeyDictionary[Any, Table[_TaskFlight]] = weakref.WeakKeyDictionary()
 
     async def compute(self, key: Any, call: Callable[[], Awaitable[Any]]) -> Any:
         """
@@ -219,11 +226,13 @@ class TaskFlights:
         import asyncio  # noqa: PLC0415 - whoever awaits has loaded it
 
         loop = asyncio.get_running_loop()
-        flying = self._loops.setdefault(loop, {})
+        flying = self._loops.get(loop)
+        if flying is None:
+            flying = self._loops[loop] = Table()
         while True:
             flight = flying.get(key)
             if flight is None:
-                return await self._fly(key, flying, _TaskFlight(asyncio.current_task()), call)
+                return await self._fly(key, flying, _TaskFlight(asyncio.current_task(), hash(key)), call)
             await self._wait(flight, asyncio.current_task(), loop.create_future())
             if flight.error is not None:
                 raise _copied(flight.error)
@@ -231,9 +240,9 @@ class TaskFlights:
                 return flight.value
 
     async def _fly(
-        self, key: Any, flying: dict[Any, _TaskFlight], mine: _TaskFlight, call: Callable[[], Awaitable[Any]]
+        self, key: Any, flying: Table[_TaskFlight], mine: _TaskFlight, call: Callable[[], Awaitable[Any]]
     ) -> Any:
-        flying[key] = mine
+        flying.add(key, mine.hashed, mine)
         computing = _computing.setdefault(mine.owner, [])
         computing.append(mine)
         try:
@@ -248,8 +257,7 @@ class TaskFlights:
             mine.error = _copied(error)
             raise
         finally:
-            if flying.get(key) is mine:
-                del flying[key]
+            flying.discard(mine.hashed, mine)
             computing.remove(mine)
             if not computing:
                 _computing.pop(mine.owner, None)
@@ -268,12 +276,10 @@ class TaskFlights:
     def forget(self, key: Any) -> None:
         """Let the computation for *key* that is under way be of no use to later callers."""
         for flying in list(self._loops.values()):
-            flight = flying.pop(key, None)
-            if flight is not None:
-                flight.stale = True
+            _forget(flying, flying.get(key))
 
     def forget_all(self) -> None:
         """The same for all keys."""
         for flying in list(self._loops.values()):
-            for key in list(flying):
-                self.forget(key)
+            for flight in flying.values():
+                _forget(flying, flight)

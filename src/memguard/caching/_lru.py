@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import threading
 import time
+import weakref
 from collections.abc import Callable, ItemsView, Iterator, MutableMapping, ValuesView
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -51,6 +52,23 @@ _EXPIRED_A_STORE = 100
 """So many entries that are over go with one store at most."""
 _DEEPEST = 3
 """A callback may store, and be called for what that drops; what it stores in the third call is not kept."""
+
+
+class _Telling:
+    """
+    Calls of a callback that are under way, so many inside of one another.
+
+    Known weakly: those that an exception ended, wherever it came in between, are not counted any more.
+    """
+
+    __slots__ = ("__weakref__", "depth")
+
+    def __init__(self, depth: int) -> None:
+        self.depth = depth
+
+
+def _told_nobody() -> None:
+    return None
 
 
 class _Content(NamedTuple):
@@ -95,7 +113,6 @@ class LRUCache(GivesWay, MutableMapping[K, V]):
     __slots__ = (
         "__weakref__",
         "_data",
-        "_depths",
         "_max_entry_bytes",
         "_name",
         "_now",
@@ -105,6 +122,7 @@ class LRUCache(GivesWay, MutableMapping[K, V]):
         "_rejected",
         "_sizeof",
         "_sliding",
+        "_telling",
         "_ttl",
         "_weak",
         "_weighed",
@@ -147,7 +165,7 @@ class LRUCache(GivesWay, MutableMapping[K, V]):
         self._name = name
         self._sliding = bool(update_age_on_get)
         self._on_evict = callable_of(on_evict, "on_evict")
-        self._depths: dict[int, int] = {}  # of callbacks, by thread
+        self._telling: dict[int, weakref.ref[_Telling]] = {}  # by thread
         self._shrinks = bool(shrink_under_pressure)
         self._weak = WeakValues() if weak_values else None
         self._look_bytes = LOOK_BYTES
@@ -175,7 +193,7 @@ class LRUCache(GivesWay, MutableMapping[K, V]):
     def get(self, key: K, default: Any = None, /) -> Any:
         """Return the value of *key*, used now; *default* where there is none."""
         entries = self._entries
-        entry = entries.data.get(key)
+        entry = entries.find(key)
         if entry is not None and self._is_over(entry):
             gone: Gone = []
             entries.drop(entry, "expired", gone)
@@ -224,7 +242,7 @@ class LRUCache(GivesWay, MutableMapping[K, V]):
 
     def _find(self, key: Any) -> Entry | None:
         """Return the entry of *key*, unless it is gone or over."""
-        entry = self._entries.data.get(key)
+        entry = self._entries.find(key)
         return None if entry is None or self._is_over(entry) else entry
 
     def peek(self, key: K, default: Any = None) -> Any:
@@ -304,7 +322,7 @@ class LRUCache(GivesWay, MutableMapping[K, V]):
     def _reject(self, key: K, gone: Gone) -> None:
         """Do not store what is too large; nor keep what it was to replace."""
         self._rejected += 1
-        entry = self._entries.data.get(key)
+        entry = self._entries.find(key)
         if entry is not None:
             self._entries.drop(entry, "size", gone)
 
@@ -332,7 +350,7 @@ class LRUCache(GivesWay, MutableMapping[K, V]):
             KeyError: There is none, and no *default*.
         """
         gone: Gone = []
-        entry = self._entries.data.get(key)
+        entry = self._entries.find(key)
         over = entry is not None and self._is_over(entry)
         if entry is not None:
             self._entries.drop(entry, "expired" if over else "deleted", gone)
@@ -514,24 +532,25 @@ class LRUCache(GivesWay, MutableMapping[K, V]):
 
     def _depth(self) -> int:
         """Return how many callbacks this thread is inside of."""
-        return self._depths.get(threading.get_ident(), 0) if self._depths else 0
+        telling = self._telling.get(threading.get_ident(), _told_nobody)()
+        return 0 if telling is None else telling.depth
 
     def _tell(self, gone: Gone) -> None:
         """Tell the callback what went."""
         if self._on_evict is None or not gone:
             return
-        thread, depth = threading.get_ident(), self._depth()
-        self._depths[thread] = depth + 1
+        thread, telling = threading.get_ident(), _Telling(self._depth() + 1)
+        outer, self._telling[thread] = self._telling.get(thread), weakref.ref(telling)
         try:
             for key, held, reason in gone:
                 value = self._value(held)
                 if value is not MISSING:
                     contained(self._on_evict, key, value, reason, what=f"{self!r}: on_evict")
         finally:
-            if depth:
-                self._depths[thread] = depth
+            if outer is None:
+                self._telling.pop(thread, None)
             else:
-                self._depths.pop(thread, None)
+                self._telling[thread] = outer
 
     def statistics(self) -> CacheStatistics:
         """Return the counts since the cache was made."""

@@ -44,7 +44,7 @@ class WeakValues:
                 key, reference = self._dead.popleft()
             except IndexError:  # another thread was first
                 return
-            entry = entries.data.get(key)
+            entry = entries.find(key)
             if entry is not None and getattr(entry, "value", None) is reference:
                 gone: Gone = []
                 entries.drop(entry, "deleted", gone)

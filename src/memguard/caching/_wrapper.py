@@ -15,18 +15,20 @@ from inspect import Parameter
 from types import CodeType
 from typing import Any, NamedTuple
 
+from memguard.caching._keys import PLAIN_KEYS
 from memguard.caching._memory import Memory
 from memguard.caching._views import MISSING
 
 _INLINE = """\
-        {p}entry = {p}data.get({p}key)
-        if {p}entry is not None and {p}entries.ages is None:
-            try:
-                {p}value = {p}entry.value
-                {p}entries.ticks = {p}entry.used = {p}entries.ticks + 1
-                return {p}value
-            except {p}AttributeError:
-                pass
+        if {plain}:
+            {p}entry = {p}data.get({p}key)
+            if {p}entry is not None and {p}entries.ages is None:
+                try:
+                    {p}value = {p}entry.value
+                    {p}entries.ticks = {p}entry.used = {p}entries.ticks + 1
+                    return {p}value
+                except {p}AttributeError:
+                    pass
 """
 """What LRUCache.get does without ages, without the call of it."""
 
@@ -135,8 +137,8 @@ def _with_key(memory: Memory, key: Callable[..., Any]) -> tuple[Callable[..., An
 
 
 def _in_order(kwargs: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """Return names and values by name: two calls that name them in another order are one."""
-    return tuple(sorted(kwargs.items(), key=lambda item: item[0]))
+    """Return names and values as they were given: a function may go by their order."""
+    return tuple(kwargs.items())
 
 
 class Shape(NamedTuple):
@@ -146,6 +148,7 @@ class Shape(NamedTuple):
     Attributes:
         header: Between the brackets of ``def``.
         key: Builds the key from the parameters.
+        plain: Tells whether all of the key is plain, see ``_keys``; empty where that takes longer.
         args: Passes the positional ones on.
         kwargs: Passes the others on.
         defaults: The default values, by the names that *header* uses.
@@ -153,6 +156,7 @@ class Shape(NamedTuple):
 
     header: str
     key: str
+    plain: str
     args: str
     kwargs: str
     defaults: dict[str, Any]
@@ -194,7 +198,17 @@ def shape_of(fn: Callable[..., Any], prefix: str, *, method: bool) -> Shape:
     header += marks.get(len(parameters), [])
     single = len(parts) == 1 and parameters[0].kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
     key = parts[0] if single else f"({''.join(f'{part}, ' for part in parts)})"
-    return Shape(", ".join(header), key, "".join(f"{each}, " for each in args), f"{{{', '.join(kwargs)}}}", defaults)
+    several = any(each.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD) for each in parameters)
+    names = [f"{prefix}key" if single else f"{prefix}key[{number}]" for number in range(len(parts))]
+    plain = " and ".join(f"{prefix}type({name}) in {prefix}plain" for name in names) or "True"
+    return Shape(
+        ", ".join(header),
+        key,
+        "" if several else plain,
+        "".join(f"{each}, " for each in args),
+        f"{{{', '.join(kwargs)}}}",
+        defaults,
+    )
 
 
 def _marks(parameters: list[Parameter]) -> dict[int, list[str]]:
@@ -227,12 +241,13 @@ def write(
     while any(name.startswith(prefix) for name in inspect.signature(fn).parameters):
         prefix += "_"
     names = names | {"in_order": _in_order, "AttributeError": AttributeError, "TypeError": TypeError}
+    names |= {"type": type, "plain": PLAIN_KEYS}
     shape = shape_of(fn, prefix, method=method)
     source = _SOURCE.format(
         p=prefix,
         a="async " if is_async else "",
         w="await " if is_async else "",
-        inline=_INLINE.format(p=prefix) if inline else "",
+        inline=_INLINE.format(p=prefix, plain=shape.plain) if inline and shape.plain else "",
         header=shape.header,
         key=shape.key,
         args=shape.args,
