@@ -95,13 +95,15 @@ class Counted(Direct[K, V]):
             else:
                 new = Entry()
                 new.key = key
+                victims = entries.victims
+                if victims and victims[-1].used > 0:
+                    entries.find_oldest()
                 if key in data or entries.odd:
                     raise KeyError(key)
                 if entries.count < entries.cap_entries:
                     entries.midway = True
                     entries.count += 1
                 else:  # one goes for one that comes
-                    victims = entries.victims
                     entry = victims[-1]
                     before = entry.value  # noqa: F841
                     if entry.used > 0 or entries.count > entries.cap_entries:
@@ -164,6 +166,9 @@ class Weighed(Direct[K, V]):
                 new = SizedEntry()
                 new.key = key
                 new.size = size
+                victims = entries.victims
+                if victims and victims[-1].used > 0:
+                    entries.find_oldest()
                 if key in data or entries.odd:
                     raise KeyError(key)
                 total = entries.total_bytes + size
@@ -171,7 +176,6 @@ class Weighed(Direct[K, V]):
                     entries.midway = True
                     entries.count += 1
                 else:  # one goes for one that comes
-                    victims = entries.victims
                     entry = victims[-1]
                     before = entry.value  # noqa: F841
                     total -= entry.size

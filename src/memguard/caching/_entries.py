@@ -21,7 +21,7 @@ from memguard.caching._ages import Ages
 from memguard.caching._bounds import UNBOUNDED
 from memguard.caching._entry import NEVER, Entry, SizedEntry, TimedEntry, is_there
 from memguard.caching._keys import OddKey, Table, is_plain, of_hash, original, stored
-from memguard.caching._order import SHIFT, Order, last_use
+from memguard.caching._order import PATIENCE, SHIFT, Order, last_use
 from memguard.caching._statistics import EvictionReason
 from memguard.forking import forget_in_child
 from memguard.newest import newest as look_at_newest
@@ -154,14 +154,16 @@ class Entries:
         """
         if self.midway:
             self.recount()
-        fits, done = True, False
+        fits, done, tries = True, False, 0
         while not done:
+            tries += 1
             entry = self.find(coming.key)
             before = None if entry is None else self._use(entry)
             grown, extra = coming.size - (before or 0), before is None
             if self._exceeds(grown, extra):
                 # The entry itself is the newest now. If not even that is enough, it goes as soon as it is there.
                 fits = self.trim(gone, self.cap_bytes, self.cap_entries, coming.now, grown=grown, extra=extra) > 0
+            fits = fits and tries < _TRIES  # of threads that take each other's room none would ever be done
             if fits and self._exceeds(grown, extra):
                 continue
             if entry is None or before is None:
@@ -383,14 +385,25 @@ class Entries:
 
     def find_oldest(self) -> Entry | None:
         """Return the entry that goes next."""
+        passed: list[Entry] = []
         rest: list[object] = []
+        recounted = False
+        while True:
+            if self.victims:
+                found = self.order.last_victim(passed, rest)
+                if found is None and len(passed) > PATIENCE:
+                    found = self.order.least(passed)
+                if found is not None:
+                    return found
+            elif not self._find_victims(passed, rest):
+                if recounted or not self.count:
+                    return None
+                self.recount()  # there are entries, and the order does not know them
+                recounted = True
+
+    def _find_victims(self, passed: list[Entry], rest: list[object]) -> bool:
         with self._lock:
-            entry = self.order.oldest(rest)
-        if entry is None and self.count:
-            self.recount()  # there are entries, and the order does not know them
-            with self._lock:
-                entry = self.order.oldest(rest)
-        return entry
+            return bool(self.victims) or self.order.find_victims(passed, rest)
 
     # ----- age
 

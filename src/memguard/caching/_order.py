@@ -22,7 +22,7 @@ Policy: TypeAlias = Literal["lru", "sieve"]
 
 SHIFT = 10
 """A list has the entries of so many ticks, as a power of two: it is sorted in one go."""
-_PATIENCE = 4096
+PATIENCE = 4096
 """
 So many entries that were read since are passed over for one. After a time in which nearly all were read, the least
 recently used of so many goes, instead of looking through a million first.
@@ -39,7 +39,7 @@ def last_use(entry: Entry) -> int:
 
 class Order:
     """
-    What both orders share. All but :meth:`add` is for one thread at a time.
+    What both orders share. Only :meth:`add` and :meth:`last_victim` are for any thread at any time.
 
     Attributes:
         buckets: Entries by the tick at which they came or were looked at.
@@ -68,24 +68,12 @@ class Order:
         for entry in entries:
             self.add(entry)
 
-    def oldest(self, rest: list[object]) -> Entry | None:
+    def last_victim(self, passed: list[Entry], rest: list[object]) -> Entry | None:
         """
-        Return the entry that goes next, which stays the last victim until it is gone; None if there is none.
+        Return the entry that goes next, which stays the last victim until it is gone.
 
-        Args:
-            rest: Takes what is to die outside of the lock.
+        None, and one victim fewer, if that was read since or is gone. From any thread.
         """
-        passed: list[Entry] = []
-        while self.victims or self._find_victims(passed, rest):
-            found = self._last_victim(passed, rest)
-            if found is not None:
-                return found
-            if len(passed) > _PATIENCE:
-                return self._least(passed)
-        return None
-
-    def _last_victim(self, passed: list[Entry], rest: list[object]) -> Entry | None:
-        """Return the last victim; None, and one fewer, if it was read since or is gone."""
         try:
             entry = self.victims[-1]
         except IndexError:
@@ -101,7 +89,7 @@ class Order:
             del self.victims[-1]
         return None
 
-    def _least(self, passed: list[Entry]) -> Entry | None:
+    def least(self, passed: list[Entry]) -> Entry | None:
         """Return the one of *passed* whose last use is the longest ago."""
         entry = min(passed, key=last_use)
         entry.used = -abs(entry.used)
@@ -118,7 +106,7 @@ class Order:
         del self.buckets.lists[number]
         return True
 
-    def _find_victims(self, passed: list[Entry], rest: list[object], /) -> bool:
+    def find_victims(self, passed: list[Entry], rest: list[object], /) -> bool:
         """Look for victims where there are none left; return whether there is anything to go on with."""
         raise NotImplementedError
 
@@ -142,7 +130,7 @@ class LeastRecentlyUsed(Order):
         self._unread: list[Entry] = []
         super().rebuild(entries)
 
-    def _find_victims(self, passed: list[Entry], rest: list[object], /) -> bool:
+    def find_victims(self, passed: list[Entry], rest: list[object], /) -> bool:
         if not self._taken and not self._unread and not self._take():
             return False
         taken, number, unread = self._taken, self._taken_number, self._unread
@@ -198,7 +186,7 @@ class Sieve(Order):
         self._kept: list[Entry] = []
         super().rebuild(entries)
 
-    def _find_victims(self, _passed: list[Entry], rest: list[object], /) -> bool:
+    def find_victims(self, _passed: list[Entry], rest: list[object], /) -> bool:
         if not self._taken and not self._take():
             self._taken, self._kept = self._kept, self._taken
         if not self._taken:
