@@ -506,3 +506,17 @@ def test_a_container_that_changes_meanwhile_has_a_size():
     finally:
         gc.set_threshold(*threshold)
         gc.callbacks.remove(change)
+
+
+class Labelled(io.BytesIO):
+    """One with an attribute."""
+
+
+def test_the_buffer_of_a_bytes_file_counts_once():
+    plain, labelled = io.BytesIO(), Labelled()
+    for file in (plain, labelled):
+        file.write(bytes(1_000_000))  # given at once, the bytes would be those of the caller as long as it has them
+    labelled.more = bytes(1_000_000)
+
+    assert deep_sizeof(plain) == pytest.approx(1_000_000, rel=0.15)
+    assert deep_sizeof(labelled) == pytest.approx(2_000_000, rel=0.15)

@@ -234,6 +234,9 @@ def _parts(value: Any, kind: type) -> Parts:
         return own, (_names(value, held) if issubclass(kind, _SETS) else held,)
     if issubclass(kind, _NOT_OWNED):
         return 0, ()
+    if issubclass(kind, io.BytesIO):
+        # Its size has its buffer in it, which from CPython 3.12 on is told as one of its parts, too.
+        return _rounded(_own_bytes(value)), ([part for part in gc.get_referents(value) if type(part) is not bytes],)
     try:
         told = _told_parts(value, kind)
     except Exception:  # of others' code

@@ -15,7 +15,7 @@ import pytest
 from test_breaker import MIB, scripted
 from test_reserving import reserved
 
-from memguard import MemoryCircuitBreakerError
+from memguard import MemoryCircuitBreaker, MemoryCircuitBreakerError
 from memguard.breaker._learning import Call, Gate, Record, Room
 from memguard.breaker._queue import Standing, ThreadBell
 from memguard.policy import Features
@@ -451,3 +451,53 @@ def test_one_who_stood_before_the_gate_and_died_there_keeps_nobody_out(gate):
     del standing
 
     assert gate.is_first(None)
+
+
+def test_calls_inside_of_what_others_wait_for_pass_the_gate(gate):
+    waits = Call(Record("first"), SMALL)
+    assert gate.passes(waits)  # alone; it waits for the bytes that are held around the next
+    call = Call(Record("second"), SMALL)
+    assert not gate.passes(call)
+
+    call.lent_bytes = 45 * MIB
+
+    assert gate.passes(call)
+    assert not call.alone
+    assert gate.book(call) == 45 * MIB
+
+
+def test_one_that_should_be_measured_goes_in_beside_another_that_never_comes_out(gate):
+    waits, call = Call(Record("first"), SMALL), Call(Record("second"), SMALL)
+    assert gate.passes(waits)
+    for each in (waits, call):
+        each.since -= 6.0
+        each.asked_since -= 6.0
+
+    assert gate.passes(call)
+    assert not call.alone
+
+
+@kernel_peaks
+def test_learned_calls_inside_of_reservations_wait_for_nobody_in_a_circle():
+    breaker = MemoryCircuitBreaker(limit="2 GiB")
+    inner = breaker.guard(cost="auto", timeout=SOON)(len)
+    other = breaker.guard(cost="auto", timeout=SOON)(str.__len__)
+    together, done = threading.Barrier(21), []
+
+    def request():
+        with breaker.reserve("45 MiB", timeout=SOON):
+            together.wait(SOON)
+            done.append(inner("text"))
+
+    def job():
+        together.wait(SOON)
+        done.append(other("text"))
+
+    threads = [threading.Thread(target=each) for each in [request] * 20 + [job]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(2 * SOON)
+
+    assert done == [4] * 21
+    assert reserved(breaker) == 0

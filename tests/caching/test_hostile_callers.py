@@ -123,7 +123,7 @@ def test_time_limits_in_the_midst_of_stores_leave_the_sums_right(key):
         while late < 200:
             try:
                 signal.setitimer(signal.ITIMER_REAL, 0.0003)
-                while True:
+                for _ in range(5000):  # the interpreter swallows one that comes in a finalizer: then set it again
                     number += 1
                     cache[key(number)] = 10 + number % 91
             except Late:

@@ -380,6 +380,10 @@ class MemoryCircuitBreaker:
 
     # ----- for the package
 
+    def _lent_here(self) -> int | None:
+        """Return what the reservations that are held around the caller have left; None where there is none."""
+        return lent_around(self._desk)
+
     def _room(self) -> Room:
         """Return what there is to be booked if nobody holds any, and what lies above the threshold."""
         self._readings.current()

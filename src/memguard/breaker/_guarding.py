@@ -100,7 +100,9 @@ class _Ask:
         if breaker.mode == "off":
             return breaker.reserve(0)
         record = breaker._record(self._name)
-        return LearnedReservation(breaker._gate, breaker.reserve, record, (args, kwargs), self._timeout)
+        return LearnedReservation(
+            breaker._gate, breaker.reserve, record, (args, kwargs), self._timeout, lent_here=breaker._lent_here
+        )
 
 
 class _WatchedReservation:

@@ -38,7 +38,10 @@ class LearnedReservation:
         record: Record,
         arguments: tuple[tuple[Any, ...], dict[str, Any]],
         timeout: float | None,
+        *,
+        lent_here: Callable[[], int | None],
     ) -> None:
+        self._lent_here = lent_here
         self._gate = gate
         self._reserve = reserve
         self._record = record
@@ -125,6 +128,7 @@ class LearnedReservation:
         asked = features(*self._arguments)
         self._arguments = ((), {})  # what the function got is not ours to keep alive
         self._call = Call(self._record, asked)
+        self._call.lent_bytes = self._lent_here()
         return self._call
 
     def _pass(self, call: Call, deadline: float | None) -> None:

@@ -109,16 +109,20 @@ class Call:
         small: Whether it books so little of the room that looking at it each time is not worth the time.
         runs: Whether it has begun.
         since: When it passed the gate, or began.
+        asked_since: When it first asked to pass.
+        lent_bytes: What is held around it, by this breaker: it comes back only once it has run. None for nothing.
     """
 
     __slots__ = (
         "__weakref__",
         "alone",
         "asked",
+        "asked_since",
         "booked_bytes",
         "estimate",
         "estimated_by",
         "hidden_bytes",
+        "lent_bytes",
         "peak_bytes",
         "record",
         "runs",
@@ -133,6 +137,8 @@ class Call:
         self.small = False
         self.runs = False
         self.since = 0.0  # passed the gate, or begun
+        self.asked_since = time.monotonic()
+        self.lent_bytes: int | None = None
         self.booked_bytes = 0
         self.peak_bytes = 0
         self.hidden_bytes = 0
@@ -198,11 +204,11 @@ class Gate:
         while True:
             before = self._passed
             inside = _alive(before)
-            if self._suspect is not None:
+            if self._suspect is not None and call.lent_bytes is None:
                 if any(not self._is_long(each) for each, _ in inside):
                     return False
                 self._judge([each for each, _ in inside])
-            solo = self._is_due(call)
+            solo = self._is_due(call) and not self._goes_beside(call, inside)
             if not self._may_pass(call, inside, solo=solo):
                 return False
             after = {n: passed for n, passed in before.items() if passed.call() is not None}
@@ -232,7 +238,20 @@ class Gate:
             call.estimate = cost.estimate(call.asked, room.spare_bytes)
         return call.estimate
 
+    def _goes_beside(self, call: Call, inside: list[tuple[Call, bool]]) -> bool:
+        """
+        Tell whether *call*, which should be measured alone, goes in beside others nevertheless.
+
+        Those inside may wait for bytes that are held around it; or by it, unknown to us, which time alone can tell.
+        """
+        if call.lent_bytes is not None:
+            return True
+        asked_for_long = time.monotonic() - call.asked_since >= _PATIENCE_SECONDS
+        return bool(inside) and asked_for_long and all(self._is_long(each) for each, _ in inside)
+
     def _may_pass(self, call: Call, inside: list[tuple[Call, bool]], *, solo: bool) -> bool:
+        if call.lent_bytes is not None:
+            return True
         if solo:
             return not inside
         if any(alone and not self._is_long(each) for each, alone in inside):
@@ -297,7 +316,10 @@ class Gate:
     def book(self, call: Call) -> int:
         """Return what *call* is to book, as of now."""
         room = self._room()
-        booked = call.record.cost.booked_bytes(call.asked, self._estimate(call, room), room.idle_bytes)
+        estimate = self._estimate(call, room)
+        booked = call.record.cost.booked_bytes(call.asked, estimate, room.idle_bytes)
+        if estimate is None and call.lent_bytes is not None:
+            booked = call.lent_bytes  # whoever holds that has said what the work takes
         call.booked_bytes = call.record.booked_bytes = booked
         return booked
 
