@@ -108,6 +108,7 @@ def test_an_exception_at_any_line_of_a_store_leaves_the_sums_right_and_the_bound
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers that signal here")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     "key", [lambda number: number % 300, lambda number: (number % 300, Odd(1))], ids=["plain", "odd"]
 )
