@@ -95,10 +95,11 @@ def _plain(fn: Any, surround: Surround) -> Any:
                 result = fn(*args, **kwargs)
             finally:
                 held.deactivate()
+            begun = _is_begun(result)
         except BaseException as error:
             held.__exit__(type(error), error, error.__traceback__)
             raise
-        if _is_begun(result):
+        if begun:
             return _until_over(result, held)
         held.__exit__(None, None, None)
         return result

@@ -501,3 +501,33 @@ def test_learned_calls_inside_of_reservations_wait_for_nobody_in_a_circle():
 
     assert done == [4] * 21
     assert reserved(breaker) == 0
+
+
+def test_where_nothing_is_refused_nobody_waits_before_the_gate():
+    breaker, _, _ = scripted(0.5, mode="observe")
+    inside, out = threading.Event(), threading.Event()
+
+    @breaker.guard(cost="auto", timeout=0)
+    def work(waits):
+        inside.set()
+        return out.wait(SOON) if waits else True
+
+    thread = threading.Thread(target=work, args=(True,))
+    thread.start()
+    assert inside.wait(SOON)
+    try:
+        assert [work(False) for _ in range(3)] == [True] * 3
+    finally:
+        out.set()
+        thread.join(SOON)
+
+
+def test_a_call_that_an_exception_took_out_is_out_though_the_exception_is_kept(gate, meter):
+    record = Record("f")
+    call = begun(gate, record)
+    call.runs = False  # and nobody came to end it
+    gate.left(call)
+
+    assert gate._runs() == []
+    run(gate, meter, record, SMALL, 80 * MIB, 2)
+    assert record.cost.of(SMALL).solos == 2

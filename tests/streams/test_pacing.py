@@ -5,9 +5,11 @@ A pacer gives way when somebody waits, and only then.
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import threading
 import types
+import weakref
 
 import pytest
 from hypothesis import given, settings
@@ -261,3 +263,30 @@ def test_slices_and_ticks_take_turns():
 def test_slices_outside_the_block_say_so():
     with pytest.raises(RuntimeError, match="async with"):
         LoopPacer().slices([])
+
+
+def test_a_loop_that_is_closed_while_tasks_are_parked_is_let_go_with_all_that_they_hold():
+    class Held:
+        """Stands for bytes."""
+
+    async def compute():
+        held = Held()
+        kept.append(weakref.ref(held))
+        while True:
+            await yield_to_loop()
+
+    async def rounds():
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    kept = []
+    loop = asyncio.new_event_loop()
+    kept.append(weakref.ref(loop))
+    for _ in range(3):
+        loop.create_task(compute())._log_destroy_pending = False
+    loop.run_until_complete(rounds())
+    loop.close()
+    del loop
+    gc.collect()
+
+    assert [each() for each in kept] == [None] * 4

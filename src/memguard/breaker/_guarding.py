@@ -101,7 +101,13 @@ class _Ask:
             return breaker.reserve(0)
         record = breaker._record(self._name)
         return LearnedReservation(
-            breaker._gate, breaker.reserve, record, (args, kwargs), self._timeout, lent_here=breaker._lent_here
+            breaker._gate,
+            breaker.reserve,
+            record,
+            (args, kwargs),
+            self._timeout,
+            lent_here=breaker._lent_here,
+            waits=breaker.mode == "enforce",
         )
 
 

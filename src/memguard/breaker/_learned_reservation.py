@@ -40,7 +40,9 @@ class LearnedReservation:
         timeout: float | None,
         *,
         lent_here: Callable[[], int | None],
+        waits: bool,
     ) -> None:
+        self._waits = waits
         self._lent_here = lent_here
         self._gate = gate
         self._reserve = reserve
@@ -90,11 +92,7 @@ class LearnedReservation:
                 failed = error is not None and not isinstance(error, GeneratorExit)
                 contained(lambda: self._gate.end(call, failed=failed), what="measuring")
         finally:
-            if self._reservation is not None:
-                self._reservation.release()
-            if call is not None:
-                call.runs = False
-                self._gate.left(call)
+            self._undo()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -128,6 +126,7 @@ class LearnedReservation:
         asked = features(*self._arguments)
         self._arguments = ((), {})  # what the function got is not ours to keep alive
         self._call = Call(self._record, asked)
+        self._call.waits = self._waits
         self._call.lent_bytes = self._lent_here()
         return self._call
 
@@ -173,11 +172,15 @@ class LearnedReservation:
             contained(lambda: self._gate.begin(call), what="measuring")
 
     def _undo(self) -> None:
+        """Be out, whatever comes in between: an error that is kept may keep this call for ever."""
         call = self._call
-        if self._reservation is not None:
-            self._reservation.release()
-        if call is not None:
-            self._gate.left(call)
+        try:
+            if call is not None:
+                call.runs = False
+                self._gate.left(call)
+        finally:
+            if self._reservation is not None:
+                self._reservation.release()
 
 
 def _deadline(timeout: float | None) -> float | None:

@@ -110,6 +110,7 @@ class Call:
         runs: Whether it has begun.
         since: When it passed the gate, or began.
         asked_since: When it first asked to pass.
+        waits: Whether it waits for its turn; where nothing is refused, nobody does.
         lent_bytes: What is held around it, by this breaker: it comes back only once it has run. None for nothing.
     """
 
@@ -128,6 +129,7 @@ class Call:
         "runs",
         "since",
         "small",
+        "waits",
     )
 
     def __init__(self, record: Record, asked: Features) -> None:
@@ -138,12 +140,18 @@ class Call:
         self.runs = False
         self.since = 0.0  # passed the gate, or begun
         self.asked_since = time.monotonic()
+        self.waits = True
         self.lent_bytes: int | None = None
         self.booked_bytes = 0
         self.peak_bytes = 0
         self.hidden_bytes = 0
         self.estimate: int | None = None
         self.estimated_by: FunctionCost | None = None
+
+    @property
+    def passes_at_once(self) -> bool:
+        """Whether it never waits before the gate: others may wait for what is held around it."""
+        return not self.waits or self.lent_bytes is not None
 
     @property
     def believed_bytes(self) -> int:
@@ -204,7 +212,7 @@ class Gate:
         while True:
             before = self._passed
             inside = _alive(before)
-            if self._suspect is not None and call.lent_bytes is None:
+            if self._suspect is not None and not call.passes_at_once:
                 if any(not self._is_long(each) for each, _ in inside):
                     return False
                 self._judge([each for each, _ in inside])
@@ -244,13 +252,13 @@ class Gate:
 
         Those inside may wait for bytes that are held around it; or by it, unknown to us, which time alone can tell.
         """
-        if call.lent_bytes is not None:
+        if call.passes_at_once:
             return True
         asked_for_long = time.monotonic() - call.asked_since >= _PATIENCE_SECONDS
         return bool(inside) and asked_for_long and all(self._is_long(each) for each, _ in inside)
 
     def _may_pass(self, call: Call, inside: list[tuple[Call, bool]], *, solo: bool) -> bool:
-        if call.lent_bytes is not None:
+        if call.passes_at_once:
             return True
         if solo:
             return not inside
@@ -341,8 +349,8 @@ class Gate:
         """Note that *call* has ended; learn from it."""
         record = call.record
         record.calls += 1
-        call.runs = False
         running = self._runs()
+        call.runs = False
         measured = (call.alone or not call.small) and self._fold(running)
         self._running.pop(id(call), None)
         idle = self._idle
@@ -357,7 +365,7 @@ class Gate:
         found = []
         for number, reference in list(self._running.items()):
             call = reference()
-            if call is None:
+            if call is None or not call.runs:
                 self._running.pop(number, None)
             else:
                 found.append(call)

@@ -21,6 +21,8 @@ from memguard.streams._window import Slot, Window
 
 T = TypeVar("T")
 R = TypeVar("R")
+_LOOK_SECONDS = 1.0
+"""Nobody may tell of a chunk that is done: an exception of a signal handler may have come before that was arranged."""
 
 
 def submit(executor: Executor, held: Held, fn: Callable[[list[T]], R], items: list[T]) -> Any:
@@ -123,7 +125,7 @@ class Pool(Generic[T, R]):
             still = window.count_running()
             if or_room and (still < running or still == 0):
                 return
-            self._news.wait()
+            self._news.wait(_LOOK_SECONDS)
 
     def _abandon(self) -> None:
         """Start nothing more, wait for what runs, give back what it held."""
@@ -132,7 +134,7 @@ class Pool(Generic[T, R]):
             slot.future.cancel()
         for slot in slots:
             while not slot.future.done():
-                self._news.wait()
+                self._news.wait(_LOOK_SECONDS)
                 self._news.clear()
             slot.held.leave()
 

@@ -52,15 +52,21 @@ def _other_library() -> str | None:
     return None
 
 
+class _Line(deque["asyncio.Future[None]"]):
+    """Those who are parked."""
+
+
 class Turns:
     """A line of parked tasks on one loop, and when the running slice began."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        # The loop holds this object while somebody waits; a strong reference back would keep both.
+        # No strong reference to the loop, or to what leads to it: it is the key under which this object is known, and a
+        # loop that is closed while tasks are parked would stay for ever, with all that they hold.
         self._loop = weakref.ref(loop)
         self._ready: Any = getattr(loop, "_ready", None)
         self._timers, self._selector = _what_is_to_be_seen(loop)
-        self._parked: deque[asyncio.Future[None]] = deque()
+        self._parked: weakref.ref[_Line] | None = None
+        """Of whom the loop's next look holds."""
         self._rounds = 0
         self._looking = False
         self.began = float("-inf")
@@ -92,28 +98,32 @@ class Turns:
         loop = self._loop()
         assert loop is not None
         turn = loop.create_future()
-        self._parked.append(turn)
-        if not self._looking:
+        parked = self._parked() if self._looking and self._parked is not None else None
+        if parked is None:
+            parked = _Line()
+            self._parked = weakref.ref(parked)
             self._looking = True
             self._rounds = 0
-            loop.call_soon(self._look)
+            loop.call_soon(self._look, parked)
+        parked.append(turn)
+        del parked
         await turn
         self.began = time.perf_counter()
 
-    def _look(self) -> None:
+    def _look(self, parked: _Line) -> None:
         """Once a round of the loop: hand the turn to the next if nothing else is ready."""
         loop = self._loop()
-        while self._parked and self._parked[0].done():  # cancelled meanwhile
-            self._parked.popleft()
-        if loop is None or not self._parked:
+        while parked and parked[0].done():  # cancelled meanwhile
+            parked.popleft()
+        if loop is None or not parked:
             self._looking = False
             return
         self._rounds += 1
         if self._idle():
-            self._parked.popleft().set_result(None)
+            parked.popleft().set_result(None)
             self._rounds = 0
-        if self._parked:
-            loop.call_soon(self._look)
+        if parked:
+            loop.call_soon(self._look, parked)
         else:
             # Not once more in vain: the task whose turn it is would see this look as somebody who waits.
             self._looking = False
